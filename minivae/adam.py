@@ -1,0 +1,24 @@
+"""Adam (Kingma and Ba, arXiv 1412.6980) over the flat buffers, with eps where TensorFlow puts it.
+
+    m = beta1 m + (1 - beta1) g      v = beta2 v + (1 - beta2) g^2
+    p -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)
+
+The paper's eps would stand inside the bias correction; TensorFlow's is larger by 1 / sqrt(1 - beta2^t) early on.
+"""
+
+import numpy as np
+
+
+class Adam:
+    """t (1,) int64 counts finished updates and lr (1,) float64 is read anew each time: both live on the device."""
+
+    def __init__(self, params, lr=1e-3, beta1=0.5, beta2=0.999, eps=1e-8):
+        xp = params.ops.xp
+        self.params, self.beta1, self.beta2, self.eps = params, beta1, beta2, eps
+        self.m, self.v = xp.zeros_like(params.values), xp.zeros_like(params.values)
+        self.lr, self.t = xp.full(1, lr, np.float64), xp.zeros(1, np.int64)
+
+    def update(self):
+        """One update of every parameter from its gradient. ops.record counts it, at the end of the step."""
+        p = self.params
+        p.ops.adam(p.values, p.grads, self.m, self.v, self.lr, self.t, self.beta1, self.beta2, self.eps)

@@ -1,0 +1,75 @@
+"""The two Gaussians of the model, each with its backward: q(z|x), sampled by reparameterization, and p(x|z).
+
+The loss of one image, in nats, is the negative evidence lower bound less a constant:
+
+    loss = rec + kl      rec = -ln p(x|z) - (D/2) ln 2 pi      kl = ln q(z|x) - ln p(z)  at the sampled z
+
+Source: Kingma and Welling, arXiv 1312.6114. The whole derivation on one page: docs/elbo.md.
+"""
+
+from minivae.layers import Layer
+
+
+class Posterior(Layer):
+    """q(z|x) = N(mean, var), var = softplus(s) + 1e-5, and z = mean + sqrt(var) eps, eps ~ N(0, 1).
+
+    The draw is moved into eps, so z is a differentiable function of mean and s (the floor keeps var from zero).
+    kl="sample" takes ln q(z|x) - ln p(z) at that z. Its gradient has three paths: through z, and through the mean and
+    var inside ln q. With L the loss, dz = dL/dz from the generator alone and sd = sqrt(var):
+
+        d ln q/dz = -(z - mean)/var     d ln q/dmean = (z - mean)/var     d ln q/dvar = eps^2/(2 var) - 1/(2 var)
+        dmean = (dz + z)                     ln q's two paths into mean cancel; -ln p(z) leaves z
+        dvar  = (dz + z) eps/(2 sd) - 1/(2 var)     eps^2/(2 var) cancels against -(z - mean)/var eps/(2 sd)
+        ds    = dvar sigmoid(s)
+
+    kl="analytic" replaces it by its expectation, (mean^2 + var - 1 - ln var)/2, summed:
+
+        dmean = dz + mean     dvar = dz eps/(2 sd) + (1 - 1/var)/2
+
+    A batch mean multiplies each kl term by 1/N. mean, s, eps, z (N, Z); kl (N,) nats per image.
+    """
+
+    def __init__(self, params, analytic):
+        super().__init__(params)
+        self.analytic = analytic
+
+    def forward(self, mean, s, eps):
+        self.mean, self.s, self.eps = mean, s, eps
+        self.z, self.var = self.like("z", mean.shape, mean), self.like("var", mean.shape, mean)
+        kl = self.like("kl", mean.shape[:1], mean)
+        self.ops.latent(mean, s, eps, self.analytic, self.z, self.var, kl)
+        return self.z, kl
+
+    def backward(self, dz):
+        dmean, ds = self.like("dmean", dz.shape, dz), self.like("ds", dz.shape, dz)
+        self.ops.latent_dx(dz, self.mean, self.s, self.eps, self.analytic, 1 / len(dz), self.z, self.var, dmean, ds)
+        return dmean, ds
+
+
+class Likelihood(Layer):
+    """p(x|z) = N(x; x_hat, 1) per channel of each pixel, with x_hat = tanh(a + b).
+
+    rec = ||x - x_hat||^2 / 2      da = (x_hat - x)(1 - x_hat^2) / N      db = sum da
+
+    a (N, H, W, C) from the generator, b (C,), rec (N,) nats per image. Squared error needs x_hat and its gradient
+    needs both, so one pass over the image computes rec, da and db, and backward has only to hand da over.
+    """
+
+    def __init__(self, params, name, channels):
+        super().__init__(params)
+        self.b = params.constant(f"{name}/b", (channels,), 0)
+
+    def forward(self, a, x):
+        self.x_hat, self.da = self.like("x_hat", a.shape, a), self.like("da", a.shape, a)
+        rec = self.like("rec", a.shape[:1], a)
+        self.ops.tanh_gaussian(a, self.b.value, x, 1 / len(a), self.x_hat, rec, self.da, self.b.grad)
+        return rec
+
+    def backward(self):
+        return self.da
+
+    def mean(self, a):
+        """x_hat (N, H, W, C) in [-1, 1] alone: what sampling wants."""
+        x_hat = self.like("x_hat", a.shape, a)
+        self.ops.bias_tanh(a, self.b.value, x_hat)
+        return x_hat

@@ -1,0 +1,281 @@
+"""The operations in NumPy: the definition of each, and fast.
+
+N images, (H, W) the big side of a Geometry, (h, w) its small side, I channels on the big side, O on the small side,
+M = N h w rows where only channels matter. Weights are (k, k, I, O) for conv and transposed conv alike.
+"""
+
+import numpy as np
+
+from minivae.ops import philox
+
+xp = np
+
+WIDE = 2048  # elements: ufuncs reach full speed on inner loops of about this length
+VAR_FLOOR = 1e-5  # added to softplus: the variance of q(z|x) never reaches zero
+BN_EPS = 1e-3
+
+
+class Buffers:
+    """Arrays made at their first use and kept: buffers("y", (64, 8), np.float32) is the same array every time."""
+
+    def __init__(self):
+        self._arrays = {}
+
+    def __call__(self, name, shape, dtype):
+        key = name, tuple(shape), np.dtype(dtype)
+        if key not in self._arrays:
+            self._arrays[key] = np.zeros(shape, dtype)
+        return self._arrays[key]
+
+
+def to_host(array):
+    """The array as NumPy: itself here, a copy that waits for the device on a GPU."""
+    return array
+
+
+def capture(step):
+    """A function that does what step() does, faster where the device can replay its launches."""
+    return step
+
+
+_scratch = Buffers()  # contents are dead when an operation returns, so all layers share them
+
+
+# Convolution and dense products
+
+
+def im2col(x, g, buffers):
+    """Every small pixel's k x k window of x (N, H, W, I), zero outside: (N, h, w, k, k, I).
+
+    The caller keeps the result for conv and conv_dw; `buffers` owns its memory.
+    """
+    n, channels = len(x), x.shape[3]
+    cols = buffers("cols", (n, g.out_height, g.out_width, g.kernel, g.kernel, channels), x.dtype)
+    for a, b, small, big in g.taps:  # what lies outside the image was zero when the buffer was made, and stays so
+        cols[small][:, :, :, a, b] = x[big]
+    return cols
+
+
+def conv(cols, w, g, y, moments=None):
+    """y (N, h, w, O) = im2col(x) @ w, with w (k, k, I, O) as a (k k I, O) matrix."""
+    out = w.shape[3]
+    np.matmul(cols.reshape(-1, w.size // out), w.reshape(-1, out), out=y.reshape(-1, out))
+    if moments is not None:
+        batch_moments(y, moments)
+
+
+def conv_dx(dy, w, g, dx, moments=None):
+    """dx (N, H, W, I) = col2im(dy @ w^T): the adjoint of conv in x, and a transposed convolution's forward."""
+    k, channels, out = g.kernel, w.shape[2], w.shape[3]
+    cols = _scratch("cols", (*dy.shape[:3], k, k, channels), dy.dtype)
+    np.matmul(dy.reshape(-1, out), w.reshape(-1, out).T, out=cols.reshape(-1, k * k * channels))
+    dx.fill(0)
+    for a, b, small, big in g.taps:
+        dx[big] += cols[small][:, :, :, a, b]
+    if moments is not None:
+        batch_moments(dx, moments)
+
+
+def conv_dw(cols, dy, g, dw):
+    """dw (k, k, I, O) = im2col(x)^T @ dy."""
+    out = dw.shape[3]
+    np.matmul(cols.reshape(-1, dw.size // out).T, dy.reshape(-1, out), out=dw.reshape(-1, out))
+
+
+def dense(x, w, y, moments=None):
+    """y (N, O) = x (N, I) @ w (I, O)."""
+    np.matmul(x, w, out=y)
+    if moments is not None:
+        batch_moments(y, moments)
+
+
+def dense_dx(dy, w, dx):
+    """dx (N, I) = dy (N, O) @ w^T."""
+    np.matmul(dy, w.T, out=dx)
+
+
+def dense_dw(x, dy, dw):
+    """dw (I, O) = x^T @ dy."""
+    np.matmul(x.T, dy, out=dw)
+
+
+# Batch normalization
+
+
+def batch_moments(x, moments):
+    """moments (2, C) = mean and biased variance of x (..., C) over all but the channels.
+
+    conv, conv_dx and dense call it when given `moments`: on a GPU their epilogue has the values at hand.
+    """
+    c = x.shape[-1]
+    rows = x.size // c
+    wide = _wide(x, c)
+    np.divide(_channel_sum(wide, c), rows, out=moments[0])
+    centred = _scratch("centred", wide.shape, x.dtype)
+    np.subtract(wide, _tile(moments[0], wide), out=centred)
+    np.square(centred, out=centred)
+    np.divide(_channel_sum(centred, c), rows, out=moments[1])
+
+
+def batch_norm(x, moments, gamma, beta, slope, y):
+    """y (..., C) = leaky(gamma (x - mean) / sqrt(var + 1e-3) + beta), leaky(u) = max(u, slope u); slope 1 for none."""
+    c = x.shape[-1]
+    mean, var = moments
+    scale = gamma / np.sqrt(var + x.dtype.type(BN_EPS))
+    wide, out = _wide(x, c), _wide(y, c)
+    np.subtract(wide, _tile(mean, wide), out=out)
+    np.multiply(out, _tile(scale, wide), out=out)
+    np.add(out, _tile(beta, wide), out=out)
+    if slope != 1:
+        np.maximum(out, np.multiply(out, slope, out=_scratch("slope", wide.shape, x.dtype)), out=out)
+
+
+def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
+    """The gradients of batch_norm; dx may be dy.  With n = (x - mean) rstd, u = gamma n + beta, M = x.size / C:
+
+        g = dy leaky'(u)      dgamma = sum g n      dbeta = sum g
+        dx = gamma rstd (g - dbeta / M - n dgamma / M)      train: mean and var depend on x
+        dx = gamma rstd g                                   test: they do not
+    """
+    c = x.shape[-1]
+    mean, var = moments
+    rstd = 1 / np.sqrt(var + x.dtype.type(BN_EPS))
+    wide, dy, out = _wide(x, c), _wide(dy, c), _wide(dx, c)
+    n, work = _scratch("n", wide.shape, x.dtype), _scratch("work", wide.shape, x.dtype)
+    np.subtract(wide, _tile(mean, wide), out=n)
+    np.multiply(n, _tile(rstd, wide), out=n)
+    if slope != 1:  # leaky' = (1 + slope)/2 with the sign of u on (1 - slope)/2
+        np.add(np.multiply(n, _tile(gamma, wide), out=work), _tile(beta, wide), out=work)
+        np.add(np.copysign(x.dtype.type((1 - slope) / 2), work, out=work), x.dtype.type((1 + slope) / 2), out=work)
+        np.multiply(dy, work, out=out)
+    elif out is not dy:
+        np.copyto(out, dy)
+    dbeta[...] = _channel_sum(out, c)
+    dgamma[...] = _channel_sum(np.multiply(out, n, out=work), c)
+    if train:
+        rows = x.size // c
+        np.multiply(n, _tile(dgamma / rows, wide), out=n)
+        np.subtract(out, n, out=out)
+        np.subtract(out, _tile(dbeta / rows, wide), out=out)
+    np.multiply(out, _tile(gamma * rstd, wide), out=out)
+
+
+def moving_average(moving, moments, decay):
+    """moving (2, C) = decay moving + (1 - decay) moments: the statistics of test mode."""
+    moving *= decay
+    moving += (1 - decay) * moments
+
+
+def _wide(x, c):
+    """x (..., C) as (M / r, r C), with r C near WIDE: a row of C elements would make the inner loop C long."""
+    rows = x.size // c
+    r = max(WIDE // c, 1)
+    while rows % r:
+        r -= 1
+    return x.reshape(rows // r, r * c)
+
+
+def _tile(row, wide):
+    return np.tile(row, wide.shape[1] // row.size)
+
+
+def _channel_sum(wide, c):
+    return wide.sum(0).reshape(-1, c).sum(0)
+
+
+# The Gaussians: latent code and image
+
+
+def latent(mean, s, eps, analytic, z, var, kl):
+    """z (N, Z) = mean + sqrt(var) eps with var = softplus(s) + 1e-5, and kl (N,) in nats per image:
+
+    sampled:  ln q(z|x) - ln p(z) = sum -ln(var)/2 - eps^2/2 + z^2/2       ((z - mean)^2 / var is eps^2)
+    analytic: KL(q || p)          = sum (mean^2 + var - 1 - ln var)/2
+    """
+    np.add(np.logaddexp(s, 0), VAR_FLOOR, out=var)
+    np.add(mean, np.sqrt(var) * eps, out=z)
+    terms = mean**2 + var - 1 - np.log(var) if analytic else z**2 - eps**2 - np.log(var)
+    np.divide(terms.sum(1), 2, out=kl)
+
+
+def latent_dx(dz, mean, s, eps, analytic, scale, z, var, dmean, ds):
+    """The gradients of L(z) + scale sum_n kl_n in mean and s, for dz = dL/dz (N, Z).
+
+    sampled:  dmean = dz + scale z          dvar = (dz + scale z) eps / (2 sd) - scale / (2 var)
+    analytic: dmean = dz + scale mean       dvar = dz eps / (2 sd) + scale (1 - 1/var) / 2
+    both:     ds = dvar sigmoid(s)          derivation: docs/elbo.md
+    """
+    np.add(dz, scale * (mean if analytic else z), out=dmean)
+    through_z = dz if analytic else dmean
+    dvar = through_z * eps / (2 * np.sqrt(var)) - scale / (2 * var) + (scale / 2 if analytic else 0)
+    np.multiply(dvar, np.exp(-np.logaddexp(0, -s)), out=ds)
+
+
+def bias_tanh(a, b, x_hat):
+    """x_hat (..., C) = tanh(a + b)."""
+    np.tanh(np.add(a, b, out=x_hat), out=x_hat)
+
+
+def tanh_gaussian(a, b, x, scale, x_hat, rec, da, db):
+    """x_hat = tanh(a + b) and -ln N(x; x_hat, 1) less its constant, with its gradient in the same pass.
+
+    rec (N,) = ||x - x_hat||^2 / 2 in nats per image      da = scale (x_hat - x)(1 - x_hat^2)      db (C,) = sum da
+    """
+    bias_tanh(a, b, x_hat)
+    np.subtract(x_hat, x, out=da)
+    flat = da.reshape(len(da), -1)
+    np.einsum("ni,ni->n", flat, flat, out=rec)
+    rec *= 0.5
+    slope = np.square(x_hat, out=_scratch("slope", x_hat.shape, x_hat.dtype))
+    np.subtract(1, slope, out=slope)
+    da *= slope
+    da *= scale
+    db[...] = _channel_sum(_wide(da, b.size), b.size)
+
+
+def add(total, term):
+    """total += term, arrays of one shape: the gradient of a value used twice."""
+    np.add(total, term, out=total)
+
+
+# A training step's ends: noise, batch, update, log
+
+
+def normal(seed, stream, t, out):
+    """out = standard normals of Philox stream (seed, stream) at step t (1,) int64; see philox.normals."""
+    out[...] = philox.normals(seed, stream, t[0], out.size).reshape(out.shape)
+
+
+def gather(images, index, t, x):
+    """x (N, H, W, C) = images[index[t mod S]] / 255 * 2 - 1: uint8 to [-1, 1].  index (S, N) int32, t (1,) int64."""
+    batch = images[index[t[0] % len(index)]]
+    np.divide(batch, x.dtype.type(127.5), out=x)
+    x -= 1
+
+
+def adam(values, grads, m, v, lr, t, beta1, beta2, eps):
+    """One Adam update of flat arrays, t (1,) int64 updates having been made, lr (1,) float64.
+
+    m = beta1 m + (1 - beta1) g      v = beta2 v + (1 - beta2) g^2
+    values -= lr sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1)) m / (sqrt(v) + eps)
+    """
+    step = lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1))
+    piece = 16384  # elements: the five arrays of a piece stay in the second-level cache
+    work = _scratch("adam", (piece,), values.dtype)
+    for i in range(0, values.size, piece):
+        p, g, mi, vi = (array[i : i + piece] for array in (values, grads, m, v))
+        d = work[: p.size]
+        mi *= beta1
+        mi += np.multiply(g, 1 - beta1, out=d)
+        vi *= beta2
+        vi += np.multiply(np.square(g, out=d), 1 - beta2, out=d)
+        np.add(np.sqrt(vi, out=d), eps, out=d)
+        np.divide(mi, d, out=d)
+        d *= values.dtype.type(step)
+        p -= d
+
+
+def record(rec, kl, t, history):
+    """history[t mod S] (S, 2) float64 = mean of rec, mean of kl; then t += 1: the step is over."""
+    history[t[0] % len(history)] = rec.mean(), kl.mean()
+    t += 1

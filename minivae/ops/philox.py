@@ -1,0 +1,67 @@
+"""Philox4x32-10: random bits as a pure function of (seed, stream, step, position).
+
+A counter-based generator has no state to save or to keep in step between devices: eps of update t is the same bits
+on a CPU, on a GPU and after a resume. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as
+1, 2, 3", SC 2011.
+"""
+
+import numpy as np
+
+STREAMS = {"init": 0, "train": 1, "test": 2, "batch": 3, "density": 4}
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+
+
+def philox4x32(counter, key):
+    """Ten rounds of Philox.  counter (..., 4) uint32, key (2,) uint32  ->  (..., 4) uint32 random words."""
+    c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, np.uint64), -1, 0)
+    k0, k1 = (int(k) for k in key)
+    for _ in range(10):
+        p, q = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1 = (q >> _SHIFT) ^ c1 ^ np.uint64(k0), q & _LOW
+        c2, c3 = (p >> _SHIFT) ^ c3 ^ np.uint64(k1), p & _LOW
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], -1).astype(np.uint32)
+
+
+def words(seed, stream, step, count):
+    """`count` uint32 words for (seed, stream, step): counter = (position // 4, stream, step), key = seed.
+
+    seed and step are taken modulo 2^64, stream is a number of STREAMS.
+    """
+    step, seed = int(step) % 2**64, int(seed) % 2**64
+    counter = np.empty((-(-count // 4), 4), np.uint32)
+    counter[:, 0] = np.arange(len(counter))
+    counter[:, 1:] = stream, step & 0xFFFFFFFF, step >> 32
+    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:count]
+
+
+def uniforms(seed, stream, step, count):
+    """`count` float64 values in the open interval (0, 1): (word + 1/2) / 2^32, so that a logarithm is finite."""
+    return (words(seed, stream, step, count) + 0.5) * 2.0**-32
+
+
+def normals(seed, stream, step, count):
+    """`count` float64 standard normals, two from each pair of words (Box and Muller, 1958), |value| < 6.7.
+
+    (u, v) uniform  ->  sqrt(-2 ln u) cos(2 pi v),  sqrt(-2 ln u) sin(2 pi v)
+    """
+    u, v = uniforms(seed, stream, step, count + count % 2).reshape(-1, 2).T
+    radius = np.sqrt(-2 * np.log(u))
+    return np.stack([radius * np.cos(2 * np.pi * v), radius * np.sin(2 * np.pi * v)], -1).reshape(-1)[:count]
+
+
+def choose(seed, stream, step, count, population):
+    """`count` distinct integers below `population`, every ordered choice equally likely: a batch without replacement.
+
+    The first `count` swaps of a Fisher-Yates shuffle of range(population), of which only the touched places are kept.
+    Integers come from 64 random bits modulo the range, a bias below population / 2^64.
+    """
+    draws = words(seed, stream, step, 2 * count).astype(np.uint64).reshape(-1, 2)
+    draws = (draws[:, 0] << _SHIFT | draws[:, 1]) % (population - np.arange(count)).astype(np.uint64)
+    moved, chosen = {}, np.empty(count, np.int32)
+    for i, j in enumerate(draws.tolist()):
+        j += i
+        chosen[i] = moved.get(j, j)
+        moved[j] = moved.get(i, i)
+    return chosen

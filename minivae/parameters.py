@@ -1,0 +1,86 @@
+"""All parameters in one flat buffer, all gradients in another, the moving statistics in a third.
+
+A layer declares what it needs and keeps the returned Parameter; allocate() then makes three arrays and hands out
+named views of them ("enc/conv1/w"). Adam is one pass over two flat arrays and a checkpoint reads views by name. Each
+view starts on a 16-byte boundary, so that a GPU kernel may load four floats at a time.
+"""
+
+import math
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from minivae.ops import philox
+
+
+class Parameter:
+    """A named array `value` with its gradient `grad` of the same shape; state (moving statistics) has grad None."""
+
+    def __init__(self, name, shape, initial):
+        self.name, self.shape, self.initial = name, shape, initial
+        self.value = self.grad = None
+
+
+class Parameters:
+    """Declare, then allocate. ops: numpy_ops or cuda_ops; dtype: float32 to train, float64 to check gradients."""
+
+    def __init__(self, ops, dtype=np.float32, seed=0):
+        self.ops, self.dtype, self.seed = ops, np.dtype(dtype), seed
+        self.trained, self.state = [], []
+
+    def weight(self, name, shape, fan):
+        """A trained Parameter drawn from a normal of sd sqrt(1.3 * 2 / fan), truncated at 2 sd."""
+        draw = truncated_normal(self.seed, len(self.trained), math.prod(shape))
+        return self._declare(self.trained, name, shape, math.sqrt(1.3 * 2 / fan) * draw.reshape(shape))
+
+    def constant(self, name, shape, value):
+        """A trained Parameter that starts at one value."""
+        return self._declare(self.trained, name, shape, value)
+
+    def moving(self, name, channels):
+        """A batch norm's moving statistics (2, C), from mean 0 and variance 1: kept, checkpointed, not trained."""
+        return self._declare(self.state, name, (2, channels), np.array([[0.0], [1.0]]))
+
+    def _declare(self, kind, name, shape, initial):
+        kind.append(Parameter(name, shape, initial))
+        return kind[-1]
+
+    def allocate(self):
+        """Make the flat arrays values, grads and moving_statistics, and every Parameter's views of them."""
+        self.values, values = self._flat(self.trained)
+        self.grads, grads = self._flat(self.trained)
+        self.moving_statistics, statistics = self._flat(self.state)
+        for p, p.value, p.grad in zip(self.trained, values, grads, strict=True):
+            p.value[...] = self.ops.xp.asarray(p.initial)
+        for p, p.value in zip(self.state, statistics, strict=True):
+            p.value[...] = self.ops.xp.asarray(p.initial)
+        for p in self.trained + self.state:
+            del p.initial
+
+    def views(self, flat):
+        """{name: view} of a flat array laid out as `values` is: Adam's m and v by the parameters' names."""
+        return {p.name: view for p, view in zip(self.trained, self._views(flat, self.trained), strict=True)}
+
+    def _flat(self, kind):
+        flat = self.ops.xp.zeros(sum(self._padded(p) for p in kind), self.dtype)
+        return flat, self._views(flat, kind)
+
+    def _views(self, flat, kind):
+        views, start = [], 0
+        for p in kind:
+            views.append(flat[start : start + math.prod(p.shape)].reshape(p.shape))
+            start += self._padded(p)
+        return views
+
+    def _padded(self, p):
+        step = 16 // self.dtype.itemsize
+        return -(-math.prod(p.shape) // step) * step
+
+
+def truncated_normal(seed, step, count):
+    """`count` float64 values of a standard normal cut at +-2, by its inverse distribution function.
+
+    u uniform in (0, 1)  ->  Phi^-1(Phi(-2) + u (Phi(2) - Phi(-2))).  Its sd is 0.8796, not 1, as in TensorFlow.
+    """
+    low, high = ndtr(-2.0), ndtr(2.0)
+    return ndtri(low + philox.uniforms(seed, philox.STREAMS["init"], step, count) * (high - low))

@@ -1,0 +1,114 @@
+"""The model and its gradient, each on one screen: backward is forward read upwards.
+
+Architecture: Rui Shu, "Density Estimation: Variational Autoencoders" (2018). Images (N, H, W, C) in [-1, 1], H and W
+divisible by 8; sizes in comments are the reference's, H = W = 32, C = 3.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minivae.gaussian import Likelihood, Posterior
+from minivae.layers import conv_block, conv_transpose, conv_transpose_block, dense_block
+from minivae.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Channels of the three convolutions, units of the dense layer, channels of the generator's three images."""
+
+    conv: tuple = (32, 64, 128)
+    hidden: int = 1024
+    generator: tuple = (512, 128, 64)
+
+
+class Encoder:
+    """x -> mean, s of q(z|x) = N(mean, softplus(s) + 1e-5); batch norm on both heads, as the reference has it."""
+
+    def __init__(self, params, shape, latent, widths):
+        height, width, channels = shape
+        c1, c2, c3 = widths.conv
+        self.conv1 = conv_block(params, "enc/conv1", (height, width), channels, c1)
+        self.conv2 = conv_block(params, "enc/conv2", (height // 2, width // 2), c1, c2)
+        self.conv3 = conv_block(params, "enc/conv3", (height // 4, width // 4), c2, c3)
+        self.dense = dense_block(params, "enc/dense", height // 8 * (width // 8) * c3, widths.hidden)
+        self.mean = dense_block(params, "enc/mean", widths.hidden, latent, slope=1)
+        self.var = dense_block(params, "enc/var", widths.hidden, latent, slope=1)
+        self.ops = params.ops
+
+    def forward(self, x, train):
+        h = self.conv1.forward(x, train)  # (N, 16, 16, 32)
+        h = self.conv2.forward(h, train)  # (N, 8, 8, 64)
+        h = self.conv3.forward(h, train)  # (N, 4, 4, 128)
+        self.image_shape = h.shape
+        h = self.dense.forward(h.reshape(len(h), -1), train)  # (N, 1024)
+        return self.mean.forward(h, train), self.var.forward(h, train)  # (N, Z) each
+
+    def backward(self, dmean, ds, want_dx=False):
+        dh = self.mean.backward(dmean)
+        self.ops.add(dh, self.var.backward(ds))  # h feeds both heads: its gradient is the sum of theirs
+        dh = self.dense.backward(dh).reshape(self.image_shape)
+        dh = self.conv3.backward(dh)
+        dh = self.conv2.backward(dh)
+        return self.conv1.backward(dh, want_dx=want_dx)
+
+
+class Generator:
+    """z -> a (N, H, W, C), of which x_hat = tanh(a + b)."""
+
+    def __init__(self, params, shape, latent, widths):
+        height, width, channels = shape
+        c1, c2, c3 = widths.generator
+        self.image_shape = height // 8, width // 8, c1
+        self.dense = dense_block(params, "gen/dense", latent, height // 8 * (width // 8) * c1)
+        self.tconv1 = conv_transpose_block(params, "gen/tconv1", (height // 4, width // 4), c1, c2)
+        self.tconv2 = conv_transpose_block(params, "gen/tconv2", (height // 2, width // 2), c2, c3)
+        self.tconv3 = conv_transpose(params, "gen/tconv3", (height, width), c3, channels)
+
+    def forward(self, z, train):
+        h = self.dense.forward(z, train).reshape(len(z), *self.image_shape)  # (N, 4, 4, 512)
+        h = self.tconv1.forward(h, train)  # (N, 8, 8, 128)
+        h = self.tconv2.forward(h, train)  # (N, 16, 16, 64)
+        return self.tconv3.forward(h)  # (N, 32, 32, 3)
+
+    def backward(self, da):
+        dh = self.tconv3.backward(da)
+        dh = self.tconv2.backward(dh)
+        dh = self.tconv1.backward(dh)
+        return self.dense.backward(dh.reshape(len(dh), -1))
+
+
+class VAE:
+    """shape (H, W, C); kl "sample" or "analytic" (see gaussian.Posterior); ops numpy_ops or cuda_ops."""
+
+    def __init__(self, shape, latent, ops, dtype=np.float32, seed=0, kl="sample", widths=Widths()):
+        self.params = Parameters(ops, dtype, seed)
+        self.encoder = Encoder(self.params, shape, latent, widths)
+        self.generator = Generator(self.params, shape, latent, widths)
+        self.posterior = Posterior(self.params, analytic=kl == "analytic")
+        self.likelihood = Likelihood(self.params, "gen/tconv3", shape[2])
+        self.params.allocate()
+        self.shape, self.latent, self.ops, self.dtype = tuple(shape), latent, ops, np.dtype(dtype)
+
+    def forward(self, x, eps, train=True):
+        """rec, kl (N,) in nats per image, for x (N, H, W, C) and eps (N, Z); the loss is the mean of their sum."""
+        mean, s = self.encoder.forward(x, train)
+        z, kl = self.posterior.forward(mean, s, eps)
+        a = self.generator.forward(z, train)
+        rec = self.likelihood.forward(a, x)
+        return rec, kl
+
+    def backward(self, want_dx=False):
+        """Every parameter's dL/d, L = mean(rec + kl), of the last forward; dL/dx through the encoder if asked."""
+        da = self.likelihood.backward()
+        dz = self.generator.backward(da)
+        dmean, ds = self.posterior.backward(dz)
+        return self.encoder.backward(dmean, ds, want_dx)
+
+    def encode(self, x):
+        """The means of q(z|x) (N, Z), batch norm in test mode."""
+        return self.encoder.forward(x, train=False)[0]
+
+    def decode(self, z):
+        """x_hat (N, H, W, C) in [-1, 1], batch norm in test mode."""
+        return self.likelihood.mean(self.generator.forward(z, train=False))
