@@ -18,21 +18,25 @@ import minivae
 from minivae.errors import UserError
 
 
-def arrays_of(trainer):
-    """{name in the file: the live array}, for writing and for reading back."""
+def model_arrays(vae):
+    """{name in the file: the live array} of all that sampling needs."""
+    arrays = {f"parameters/{p.name}": p.value for p in vae.params.trained}
+    return arrays | {f"moving/{p.name}": p.value for p in vae.params.state}
+
+
+def training_arrays(trainer):
+    """{name in the file: the live array} of all that going on needs."""
     params, adam = trainer.vae.params, trainer.adam
-    arrays = {f"parameters/{p.name}": p.value for p in params.trained}
-    arrays |= {f"moving/{p.name}": p.value for p in params.state}
+    arrays = model_arrays(trainer.vae) | {"history": trainer.history}
     arrays |= {f"adam/m/{name}": view for name, view in params.views(adam.m).items()}
-    arrays |= {f"adam/v/{name}": view for name, view in params.views(adam.v).items()}
-    return arrays | {"history": trainer.history}
+    return arrays | {f"adam/v/{name}": view for name, view in params.views(adam.v).items()}
 
 
 def save(path, trainer, config, seconds):
     """Write beside, flush, rename: `path` is the old checkpoint or the new one, never a part of one."""
     beside = path.with_name(path.name + ".part")
     with h5py.File(beside, "w") as f:
-        for name, array in arrays_of(trainer).items():
+        for name, array in training_arrays(trainer).items():
             f[name] = trainer.ops.to_host(array)
         f.attrs.update(step=trainer.step_count, seconds=seconds, config=json.dumps(asdict(config)),
                        minivae=minivae.__version__, numpy=np.__version__)
@@ -42,18 +46,28 @@ def save(path, trainer, config, seconds):
     os.replace(beside, path)
 
 
-def load(path, trainer):
+def load_model(path, vae):
+    """Fill the model from `path`. UserError if it is not this model's checkpoint."""
+    _read(path, vae.ops, model_arrays(vae))
+
+
+def load_training(path, trainer):
     """Fill the trainer from `path` and return the seconds trained so far. UserError if it is not its checkpoint."""
+    attributes = _read(path, trainer.ops, training_arrays(trainer))
+    trainer.step_count = int(attributes["step"])
+    trainer.adam.t[...] = trainer.step_count
+    return float(attributes["seconds"])
+
+
+def _read(path, ops, arrays):
     try:
         with h5py.File(path, "r") as f:
-            for name, array in arrays_of(trainer).items():
+            for name, array in arrays.items():
                 if name not in f or f[name].shape != array.shape:
                     raise UserError(f"{path} is a checkpoint of another model: {name} {array.shape} is not in it")
-                array[...] = trainer.ops.xp.asarray(f[name][()])
-            trainer.step_count = int(f.attrs["step"])
-            trainer.adam.t[...] = trainer.step_count
-            return float(f.attrs["seconds"])
+                array[...] = ops.xp.asarray(f[name][()])
+            return dict(f.attrs)
     except FileNotFoundError as e:
-        raise UserError(f"{path} is missing: this run has saved nothing to go on from") from e
+        raise UserError(f"{path} is missing: this run has saved nothing yet; train it anew") from e
     except (OSError, KeyError) as e:
         raise UserError(f"{path} cannot be read as a checkpoint ({e})") from e

@@ -1,0 +1,229 @@
+"""minivae's command line: parse, call, print."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from minivae.errors import UserError
+
+DATA = Path(__file__).resolve().parent / "data"
+SOURCES = ("housenumbers", "svhn", "svhn-extra")
+ABOUT = """A variational autoencoder written from scratch.
+
+commands:
+  train (or none)      train a model into a new run directory
+  resume RUN           go on, exactly where it stopped
+  sample RUN           samples.png: images of random latent codes
+  reconstruct RUN      reconstructions.png: test images beside their reconstructions
+  interpolate RUN      interpolation.png: between pairs of test images, through the latent code
+  gradcheck            every gradient against finite differences
+
+python run.py COMMAND --help tells a command's options."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; see: {self.prog} --help")
+
+
+def positive(text):
+    return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")
+
+
+def at_least_two(text):
+    return _number(text, int, lambda v: v >= 2, "a whole number of at least 2")
+
+
+def rate(text):
+    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
+
+
+def seed(text):
+    return _number(text, int, lambda v: 0 <= v < 2**32, "a whole number from 0 to 4294967295")
+
+
+def _number(text, kind, allowed, what):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not allowed(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def parser():
+    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    top = Parser(prog="python run.py", description=ABOUT, usage="python run.py [COMMAND] [options]",
+                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(prog="python run.py", dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
+
+    p = commands.add_parser("train", help="train a model", **formatter)
+    p.add_argument("--data", default="housenumbers",
+                   help=f"{', '.join(SOURCES)}; or a path: a folder with SVHN's .mat files or images, an .npz, an .h5")
+    p.add_argument("--steps", type=positive, default=argparse.SUPPRESS,
+                   help="updates (default: 2000 on a CPU, 50000 on a GPU)")
+    p.add_argument("--batch-size", type=at_least_two, default=64, help="images per update")
+    p.add_argument("--latent", type=positive, default=10, help="dimensions of the latent code")
+    p.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
+    p.add_argument("--seed", type=seed, default=0, help="decides the initial weights, the batches and the noise")
+    p.add_argument("--kl", choices=("sample", "analytic"), default="sample", help="one-sample or exact KL term")
+    p.add_argument("--out", help="the run directory (default: the next free runs/NAME-N)", default=argparse.SUPPRESS)
+    p.add_argument("--log-every", type=positive, default=100, help="updates per line of metrics.csv")
+    p.add_argument("--eval-every", type=positive, default=1000, help="updates between evaluations on test images")
+    p.add_argument("--checkpoint-every", type=positive, default=1000, help="updates between checkpoints")
+
+    p = commands.add_parser("resume", help="go on with a run", **formatter)
+    p.add_argument("run", metavar="RUN", help="its directory")
+    p.add_argument("--steps", type=positive, help="train on to this many updates in all", default=argparse.SUPPRESS)
+
+    p = commands.add_parser("sample", help="draw samples.png", **formatter)
+    p.add_argument("run", metavar="RUN", help="its directory")
+    p.add_argument("--count", type=positive, default=200, help="images, in rows of 20")
+    p.add_argument("--seed", type=seed, default=0, help="of the latent codes")
+
+    for name, what in (("reconstruct", "reconstructions.png"), ("interpolate", "interpolation.png")):
+        p = commands.add_parser(name, help=f"draw {what}", **formatter)
+        p.add_argument("run", metavar="RUN", help="its directory")
+    commands.add_parser("gradcheck", help="check every gradient", **formatter)
+
+    for p in commands.choices.values():
+        p.add_argument("--gpu", action="store_true", help="run on the GPU with minivae's CUDA kernels")
+    return top
+
+
+def operations(args):
+    if args.gpu:
+        raise UserError("--gpu is not available in this version; leave it out to run on the CPU")
+    from minivae.ops import numpy_ops
+
+    return numpy_ops
+
+
+def load_data(source):
+    """The data set, its notes printed. A path is looked at as the user gave it, then kept absolute."""
+    from minivae import data
+
+    dataset = data.load(source, DATA)
+    for note in dataset.notes:
+        print(note)
+    return dataset
+
+
+def train(args):
+    ops = operations(args)
+    from minivae.runs import Config, Run
+    from minivae.train import Trainer
+    from minivae.train import train as train_run
+
+    source = args.data if args.data in SOURCES else str(Path(args.data).resolve())
+    dataset = load_data(source)
+    if args.batch_size > len(dataset.train.images):
+        raise UserError(f"--batch-size {args.batch_size} exceeds the {len(dataset.train.images)} training images")
+    steps = getattr(args, "steps", 50000 if args.gpu else 2000)
+    config = Config(source, steps, args.batch_size, args.latent, args.lr, args.seed, args.kl, args.log_every,
+                    args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
+                    dataset.train.sha256, dataset.test.sha256)
+    trainer = Trainer(config, dataset, ops)
+    run = Run.create(getattr(args, "out", None), dataset.name, config)
+    print(f"training on {len(dataset.train.images)} images of {dataset.name} into {run.folder}")
+    train_run(run, trainer)
+    print_pictures(run, "losses.png", "samples.png", "reconstructions.png")
+
+
+def resume(args):
+    ops = operations(args)
+    from minivae import checkpoint
+    from minivae.runs import Run
+    from minivae.train import Trainer
+    from minivae.train import train as train_run
+
+    run = Run.open(args.run)
+    trainer = Trainer(run.config, matching_data(run), ops)
+    seconds = checkpoint.load_training(run / "checkpoint.h5", trainer)
+    steps = getattr(args, "steps", run.config.steps)
+    if steps <= trainer.step_count:
+        raise UserError(f"{run.folder} has made {trainer.step_count} updates; give a larger --steps to go on")
+    run.config.steps = steps
+    run.save_config()
+    run.forget_after(trainer.step_count)
+    print(f"going on from update {trainer.step_count} of {run.folder}")
+    train_run(run, trainer, seconds)
+    print_pictures(run, "losses.png", "samples.png", "reconstructions.png")
+
+
+def matching_data(run):
+    """The run's data set. UserError if its images are not those that the run was made with."""
+    dataset = load_data(run.config.data)
+    if (dataset.train.sha256, dataset.test.sha256) != (run.config.train_sha256, run.config.test_sha256):
+        raise UserError(f"{run.config.data} holds other images than {run.folder} was trained on; restore the old ones")
+    return dataset
+
+
+def open_model(args):
+    """The run and its trained model."""
+    ops = operations(args)
+    from minivae import checkpoint
+    from minivae.runs import Run
+    from minivae.vae import VAE
+
+    run = Run.open(args.run)
+    vae = VAE(run.config.shape, run.config.latent, ops, kl=run.config.kl)
+    checkpoint.load_model(run / "checkpoint.h5", vae)
+    return run, vae
+
+
+def sample(args):
+    run, vae = open_model(args)
+    from minivae import figures
+
+    figures.draw_samples(run / "samples.png", vae, args.count, args.seed)
+    print_pictures(run, "samples.png")
+
+
+def reconstruct(args):
+    run, vae = open_model(args)
+    from minivae import figures
+    from minivae.train import test_subset
+
+    figures.draw_reconstructions(run / "reconstructions.png", vae, test_subset(matching_data(run).test.images))
+    print_pictures(run, "reconstructions.png")
+
+
+def interpolate(args):
+    run, vae = open_model(args)
+    from minivae import figures
+    from minivae.train import test_subset
+
+    figures.draw_interpolation(run / "interpolation.png", vae, test_subset(matching_data(run).test.images))
+    print_pictures(run, "interpolation.png")
+
+
+def gradcheck(args):
+    ops = operations(args)
+    from minivae import gradcheck
+
+    return 0 if gradcheck.run(ops) else 1
+
+
+def print_pictures(run, *names):
+    for name in names:
+        print(run / name)
+
+
+COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, gradcheck)}
+
+
+def main(argv):
+    if not argv or (argv[0] not in COMMANDS and argv[0] not in ("-h", "--help")):
+        argv = ["train", *argv]
+    try:
+        args = parser().parse_args(argv)
+        return COMMANDS[args.command](args) or 0
+    except UserError as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
