@@ -1,0 +1,120 @@
+"""From a .cu file to a launch: compiling, argument types, device memory, and the one place that knows CuPy.
+
+NVRTC's cache of compiled kernels does not look into included files, so a source is one text: the typedef of T,
+device.h, then the files of kernels/. Kernels are taken by name expression, so templates need no wrapper.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from minivae.errors import UserError
+
+KERNELS = Path(__file__).with_name("kernels")
+INSTALL = "pip install -r requirements-gpu.txt"
+TENSOR_CORES = 80  # the compute capability from which mma takes tf32
+MORE_SHARED = 48 * 1024  # bytes a block gets without asking
+
+xp = None  # cupy, or numpy under the tests' emulator
+precision = "tf32"  # of float32 products: "tf32" (tensor cores, 10 bits of mantissa) or "fp32"
+capability = 0  # 90 for compute capability 9.0
+_raw_module = None
+_generation = 0  # counts use(): what was compiled or allocated under another array module is not used again
+
+
+def use(array_module, raw_module, compute_capability=90):
+    """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins of the two."""
+    global xp, capability, _raw_module, _generation
+    xp, capability, _raw_module = array_module, compute_capability, raw_module
+    _generation += 1
+
+
+def require_gpu(precision="tf32"):
+    """Run on the first GPU from now on; precision "tf32" or "fp32". UserError says what is missing, if something is."""
+    try:
+        import cupy
+    except ImportError as e:
+        raise UserError(f"--gpu needs CuPy ({e}); get it with: {INSTALL}") from e
+    try:
+        found = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as e:
+        raise UserError(f"--gpu needs an NVIDIA GPU and its driver ({e}); get the driver at nvidia.com/drivers, "
+                        f"and the libraries with: {INSTALL}") from e
+    if not found:
+        raise UserError("--gpu needs an NVIDIA GPU, and none is visible; see nvidia-smi and CUDA_VISIBLE_DEVICES")
+    use(cupy, cupy.RawModule, int(cupy.cuda.Device().compute_capability))
+    set_precision(precision)
+
+
+def set_precision(name):
+    global precision
+    precision = name
+
+
+def tensor_cores(dtype):
+    """Whether products of this dtype go to tf32 tensor cores."""
+    return np.dtype(dtype) == np.float32 and precision == "tf32" and capability >= TENSOR_CORES
+
+
+class Source:
+    """Files of kernels/ compiled as one text, at the first launch with each dtype.
+
+    names: every kernel launched from it, as C++ names it: "adam", "batch_norm<4>".
+    """
+
+    def __init__(self, *files, names):
+        self.files, self.names = files, names
+        self._functions = {}
+
+    def code(self, dtype):
+        """The text that is compiled for T = float or double."""
+        scalar = {"float32": "float", "float64": "double"}[np.dtype(dtype).name]
+        return f"typedef {scalar} T;\n" + "".join((KERNELS / f).read_text() for f in ("device.h", *self.files))
+
+    def launch(self, name, dtype, grid, block, *args, shared=0):
+        """Start kernel `name` on the current stream: `grid` blocks of `block` threads (numbers or tuples).
+
+        An int goes to the kernel as an int, a float as T, a NumPy scalar as itself, None as a null array of dtype T.
+        shared: bytes of dynamic shared memory.
+        """
+        function = self._function(name, np.dtype(dtype))
+        if shared > max(function.max_dynamic_shared_size_bytes, MORE_SHARED):
+            function.max_dynamic_shared_size_bytes = shared
+        function(_tuple(grid), _tuple(block), tuple(_argument(a, dtype) for a in args), shared_mem=shared)
+
+    def _function(self, name, dtype):
+        key = _generation, name, dtype
+        if key not in self._functions:
+            module = _raw_module(code=self.code(dtype), options=("-std=c++17",), name_expressions=self.names)
+            self._functions |= {(_generation, n, dtype): module.get_function(n) for n in self.names}
+        return self._functions[key]
+
+
+def _tuple(size):
+    return size if isinstance(size, tuple) else (size,)
+
+
+def _argument(value, dtype):
+    if isinstance(value, np.generic):
+        return value
+    if isinstance(value, int):
+        return np.int32(value)
+    if isinstance(value, float):
+        return np.dtype(dtype).type(value)
+    return value
+
+
+class Buffers:
+    """Arrays on the device, zeros when made and then kept: numpy_ops.Buffers there."""
+
+    def __init__(self):
+        self._arrays = {}
+
+    def __call__(self, name, shape, dtype):
+        key = _generation, name, tuple(shape), np.dtype(dtype)
+        if key not in self._arrays:
+            self._arrays[key] = xp.zeros(shape, dtype)
+        return self._arrays[key]
+
+
+scratch = Buffers()  # shared by all operations: contents are dead when one returns, counters are zero again

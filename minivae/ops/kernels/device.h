@@ -1,0 +1,86 @@
+// What every kernel file is compiled after: the few PTX instructions that we use, under plain names, and the block-wide
+// helpers. `T` (float or double) is a typedef that the launcher puts in front. No CUDA header is needed.
+// The tests' emulator has the part under #ifndef EMULATOR in C++.
+
+constexpr unsigned FULL = 0xffffffffu;  // all lanes of a warp
+
+#ifndef EMULATOR
+#define SHARED(type, name, dims) __shared__ __align__(16) type name dims
+#define DYN_SHARED(type, name) \
+  extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(dynamic_shared)
+
+// float -> tf32 (8 bits of exponent, 10 of mantissa), to nearest.
+__device__ __forceinline__ unsigned to_tf32(float x) {
+#if __CUDA_ARCH__ >= 800
+  unsigned r;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
+  return r;
+#else
+  return __float_as_uint(x);
+#endif
+}
+
+// d (16, 8) += a (16, 8) b (8, 8), by a warp. With g = lane / 4 and t = lane % 4 a lane holds
+//   a: (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4)   b: (t, g) (t + 4, g)   d: (g, 2t) (g, 2t+1) (g + 8, 2t) (g + 8, 2t+1)
+// Empty below sm_80: the launcher sends such cards to kernels without tensor cores.
+__device__ __forceinline__ void mma_m16n8k8(float* d, const unsigned* a, const unsigned* b) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// Asynchronous copy of BYTES (16 or 4) from global to shared memory, both aligned to BYTES; zeros where not valid (the
+// global address must be a legal one even then). Copies belong to the group of the next commit.
+template <int BYTES> __device__ __forceinline__ void cp_async(void* shared, const void* global, bool valid = true) {
+  static_assert(BYTES == 16 || BYTES == 4, "cp_async: 16 or 4 bytes");
+#if __CUDA_ARCH__ >= 800
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? BYTES : 0;
+  if (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
+#else
+  if (BYTES == 16)
+    *static_cast<float4*>(shared) = valid ? *static_cast<const float4*>(global) : make_float4(0, 0, 0, 0);
+  else
+    *static_cast<float*>(shared) = valid ? *static_cast<const float*>(global) : 0;
+#endif
+}
+__device__ __forceinline__ void cp_async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Waits for all groups of this thread but the last N. Other threads' copies are there after the next __syncthreads.
+template <int N> __device__ __forceinline__ void cp_async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+#endif
+
+// V neighbouring values, loaded and stored 16 bytes at a time.
+template <int V> struct alignas(V == 4 ? 16 : sizeof(T)) Vec {
+  T at[V];
+};
+
+// True for every thread of the last block to come here of the `blocks` that count in *counter, which is 0 before and
+// after. What the other blocks wrote before is visible then. The counter is an integer and only says who is last, so a
+// sum that this block then takes in a fixed order is the same in every run.
+__device__ __forceinline__ bool last_block(unsigned* counter, unsigned blocks) {
+  SHARED(unsigned, last, );
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counter, 1u) == blocks - 1;
+    if (last) *counter = 0;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}

@@ -1,0 +1,208 @@
+"""The array operations: TensorFlow's numbers, a five-loop oracle, adjoints, and gradients of batch norm."""
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from minivae.ops.geometry import Geometry
+
+golden = np.load(GOLDEN / "ops.npz")
+CASES = sorted({name.split("_")[0] for name in golden.files})
+GEOMETRIES = [Geometry(8, 8, 3, 2), Geometry(7, 5, 3, 2), Geometry(5, 8, 5, 2), Geometry(9, 6, 5, 3), Geometry(4, 5, 3, 1),
+              Geometry(3, 3, 5, 2), Geometry(1, 2, 5, 2)]
+
+
+def empty(shape, dtype=np.float64):
+    """An array whose old contents must not matter."""
+    return np.full(shape, np.nan, dtype)
+
+
+def conv(ops, x, w, g):
+    y = empty((len(x), g.out_height, g.out_width, w.shape[3]))
+    ops.conv(ops.im2col(x, g, ops.Buffers()), w, g, y)
+    return y
+
+
+def conv_dx(ops, dy, w, g):
+    dx = empty((len(dy), g.height, g.width, w.shape[2]))
+    ops.conv_dx(dy, w, g, dx)
+    return dx
+
+
+def conv_dw(ops, x, dy, w, g):
+    dw = empty(w.shape)
+    ops.conv_dw(ops.im2col(x, g, ops.Buffers()), dy, g, dw)
+    return dw
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tensorflow_convolutions(ops, case):
+    x, w, y, dy, dx, dw, stride = (golden[f"{case}_{name}"] for name in ("x", "w", "y", "dy", "dx", "dw", "stride"))
+    big = x if case.startswith("conv") else y
+    g = Geometry(big.shape[1], big.shape[2], w.shape[0], int(stride))
+    if case.startswith("conv"):
+        found = conv(ops, x, w, g), conv_dx(ops, dy, w, g), conv_dw(ops, x, dy, w, g)
+    else:
+        found = conv_dx(ops, x, w, g), conv(ops, dy, w, g), conv_dw(ops, dy, x, w, g)
+    for name, mine, theirs in zip(("y", "dx", "dw"), found, (y, dx, dw), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-10, err_msg=name)
+
+
+def test_all_golden_cases_are_there():
+    assert sum(c.startswith("conv") for c in CASES) >= 6 and sum(c.startswith("tconv") for c in CASES) >= 6
+
+
+@pytest.mark.parametrize("g", GEOMETRIES, ids=str)
+def test_convolution_is_the_sum_it_says(ops, rng, g):
+    """Five loops, padding by TensorFlow's formula written out once more."""
+    x, w = rng.standard_normal((2, g.height, g.width, 3)), rng.standard_normal((g.kernel, g.kernel, 3, 4))
+
+    def before(n):
+        out = -(-n // g.stride)
+        return max((out - 1) * g.stride + g.kernel - n, 0) // 2
+
+    expected = np.zeros((2, -(-g.height // g.stride), -(-g.width // g.stride), 4))
+    for i in range(expected.shape[1]):
+        for j in range(expected.shape[2]):
+            for a in range(g.kernel):
+                for b in range(g.kernel):
+                    u, v = i * g.stride - before(g.height) + a, j * g.stride - before(g.width) + b
+                    if 0 <= u < g.height and 0 <= v < g.width:
+                        for c in range(3):
+                            expected[:, i, j] += x[:, u, v, c, None] * w[a, b, c]
+    np.testing.assert_allclose(conv(ops, x, w, g), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 67])
+@pytest.mark.parametrize("g", GEOMETRIES, ids=str)
+def test_the_three_convolutions_are_adjoint(ops, rng, g, batch):
+    """<conv(x; w), y> = <x, conv_dx(y; w)> = <w, conv_dw(x, y)>."""
+    x, w = rng.standard_normal((batch, g.height, g.width, 2)), rng.standard_normal((g.kernel, g.kernel, 2, 5))
+    y = rng.standard_normal((batch, g.out_height, g.out_width, 5))
+    product = np.vdot(conv(ops, x, w, g), y)
+    assert np.vdot(x, conv_dx(ops, y, w, g)) == pytest.approx(product, rel=1e-12, abs=1e-10)
+    assert np.vdot(w, conv_dw(ops, x, y, w, g)) == pytest.approx(product, rel=1e-12, abs=1e-10)
+
+
+@pytest.mark.parametrize("channels", [3, 512])
+@pytest.mark.parametrize("g", GEOMETRIES, ids=str)
+def test_a_second_call_with_other_data_keeps_nothing(ops, rng, g, channels):
+    """Buffers live on between calls: padding must still read as zero, sums must not go on from the last call."""
+    buffers, w = ops.Buffers(), rng.standard_normal((g.kernel, g.kernel, channels, 4))
+    for _ in range(2):
+        x = rng.standard_normal((3, g.height, g.width, channels))
+        y = empty((3, g.out_height, g.out_width, 4))
+        ops.conv(ops.im2col(x, g, buffers), w, g, y)
+    np.testing.assert_array_equal(y, conv(ops, x, w, g))
+    np.testing.assert_allclose(np.vdot(y, y), np.vdot(x, conv_dx(ops, y, w, g)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dense_products(ops, rng, dtype):
+    x, w, dy = (rng.integers(-8, 8, s).astype(dtype) for s in ((5, 7), (7, 3), (5, 3)))  # exact in float32
+    y, dx, dw = empty((5, 3), dtype), empty((5, 7), dtype), empty((7, 3), dtype)
+    ops.dense(x, w, y)
+    ops.dense_dx(dy, w, dx)
+    ops.dense_dw(x, dy, dw)
+    for mine, expected in ((y, x @ w), (dx, dy @ w.T), (dw, x.T @ dy)):
+        np.testing.assert_array_equal(mine, expected)
+        assert mine.dtype == dtype
+
+
+@pytest.mark.parametrize("shape", [(64, 10), (3, 5, 7, 1), (2, 3, 3, 3), (67, 4, 4, 48), (2, 2, 2, 4096)])
+def test_moments(ops, rng, shape):
+    x = 3 + rng.standard_normal(shape)
+    moments = empty((2, shape[-1]))
+    ops.batch_moments(x, moments)
+    axes = tuple(range(len(shape) - 1))
+    np.testing.assert_allclose(moments, [x.mean(axes), x.var(axes)], rtol=1e-12)
+
+
+def test_moments_of_a_large_mean_in_float32(ops, rng):
+    """E[x^2] - E[x]^2 would lose every digit of the variance here."""
+    x = (1e4 + rng.standard_normal((4096, 3))).astype(np.float32)
+    moments = empty((2, 3), np.float32)
+    ops.batch_moments(x, moments)
+    np.testing.assert_allclose(moments[1], x.astype(np.float64).var(0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("product", ["conv", "conv_dx", "dense"])
+def test_a_product_gives_its_own_moments(ops, rng, product):
+    g = Geometry(6, 5, 3, 2)
+    big, small, moments = rng.standard_normal((4, 6, 5, 3)), rng.standard_normal((4, 3, 3, 2)), empty((2, 3))
+    w = rng.standard_normal((3, 3, 3, 2))
+    if product == "conv":
+        y, moments = empty(small.shape), empty((2, 2))
+        ops.conv(ops.im2col(big, g, ops.Buffers()), w, g, y, moments)
+    elif product == "conv_dx":
+        y = empty(big.shape)
+        ops.conv_dx(small, w, g, y, moments)
+    else:
+        y = empty((72, 3))
+        ops.dense(small.reshape(72, 1), w[0, 0, :, :1].T.copy(), y, moments)
+    axes = tuple(range(y.ndim - 1))
+    np.testing.assert_allclose(moments, [y.mean(axes), y.var(axes)], rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 3), (9, 6), (2, 2, 2, 4096)])
+@pytest.mark.parametrize("slope", [0.2, 1])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_batch_norm_gradients(ops, rng, check, shape, slope, train, in_place):
+    c = shape[-1]
+    x, dy, y = rng.standard_normal(shape) + 1, rng.standard_normal(shape), empty(shape)
+    gamma, beta = rng.standard_normal(c), rng.standard_normal(c)
+    moments = np.stack([rng.standard_normal(c), rng.uniform(0.5, 2, c)])
+
+    def f():
+        if train:
+            ops.batch_moments(x, moments)
+        ops.batch_norm(x, moments, gamma, beta, slope, y)
+        return np.vdot(y, dy)
+
+    f()
+    dgamma, dbeta = empty(c), empty(c)
+    given = dy.copy()
+    dx = given if in_place else empty(shape)
+    ops.batch_norm_dx(given, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta)
+    if not in_place:
+        np.testing.assert_array_equal(given, dy)
+    check(f, {"x": (x, dx), "gamma": (gamma, dgamma), "beta": (beta, dbeta)})
+
+
+def test_batch_norm_by_hand(ops):
+    """Two values per channel: n = -+1/sqrt(1 + 1e-3), leaky at 0.2."""
+    x, y, moments = np.array([[1.0, -4.0], [3.0, -2.0]]), empty((2, 2)), empty((2, 2))
+    ops.batch_moments(x, moments)
+    np.testing.assert_array_equal(moments, [[2, -3], [1, 1]])
+    ops.batch_norm(x, moments, np.array([1.0, 2.0]), np.array([0.0, 0.5]), 0.2, y)
+    n = 1 / np.sqrt(1.001)
+    np.testing.assert_allclose(y, [[-0.2 * n, 0.2 * (0.5 - 2 * n)], [n, 0.5 + 2 * n]], rtol=1e-14)
+
+
+def test_moving_average_by_hand(ops):
+    """decay 0.99 from mean 0, variance 1, and the biased variance: no Bessel factor."""
+    moving = np.array([[0.0], [1.0]])
+    ops.moving_average(moving, np.array([[2.0], [5.0]]), 0.99)
+    np.testing.assert_allclose(moving, [[0.02], [1.04]], rtol=1e-14)
+    ops.moving_average(moving, np.array([[2.0], [5.0]]), 0.99)
+    np.testing.assert_allclose(moving, [[0.0398], [1.0796]], rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gather(ops, rng, dtype):
+    """u8 / 255 * 2 - 1 of the row of index that t selects."""
+    images = rng.integers(0, 256, (20, 4, 3, 3), np.uint8)
+    images[3].flat[:2] = 0, 255
+    index = np.array([[5, 6, 7], [3, 19, 0]], np.int32)
+    x = empty((3, 4, 3, 3), dtype)
+    ops.gather(images, index, np.array([5]), x)  # 5 mod 2 = 1
+    np.testing.assert_allclose(x, images[[3, 19, 0]] / 255 * 2 - 1, atol=1e-7)
+    assert x[0].flat[0] == -1 and x[0].flat[1] == 1
+
+
+def test_record(ops):
+    t, history = np.array([4]), np.zeros((3, 2))
+    ops.record(np.array([1.0, 3.0]), np.array([10.0, 20.0]), t, history)
+    np.testing.assert_array_equal(history, [[0, 0], [2, 15], [0, 0]])
+    assert t == 5
