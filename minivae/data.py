@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -105,10 +106,11 @@ def _download(folder, train):
     for split in (train, "test"):
         name = f"{split}_32x32.mat"
         try:
-            paths.append(Path(pooch.retrieve(SVHN_URL + name, f"md5:{SVHN_MD5[split]}", name, folder, progressbar=True)))
+            path = pooch.retrieve(SVHN_URL + name, f"md5:{SVHN_MD5[split]}", name, folder, progressbar=True)
         except (OSError, ValueError) as e:  # no network; another checksum
-            raise UserError(f"cannot download {SVHN_URL}{name} ({type(e).__name__}); download it by other means and put "
-                            f"it at {folder / name}") from e
+            raise UserError(f"cannot download {SVHN_URL}{name} ({type(e).__name__}); fetch it by other means and put it "
+                            f"at {folder / name}") from e
+        paths.append(Path(path))
     return paths
 
 
@@ -151,8 +153,8 @@ def _npz_sizes(path):
         for info in archive.infolist():
             with archive.open(info) as f:
                 version = np.lib.format.read_magic(f)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(f)
+                lib = np.lib.format
+                shape, _, dtype = (lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0)(f)
             if dtype.hasobject:
                 raise ValueError(f"{info.filename} holds pickled objects, which are never loaded")
             _check_claim(path, shape, dtype.itemsize)
@@ -209,7 +211,7 @@ def _dataset(name, train, test=None):
         images, labels = splits[0]
         held = len(images) // 10
         if held == 0:
-            raise UserError(f"{train[2]} holds {len(images)} images; at least 10 are needed to hold some out for testing")
+            raise UserError(f"{train[2]} holds {len(images)} images; at least 10 are needed, to hold one out")
         order = np.random.RandomState(0).permutation(len(images))
         splits = [(images[rows], None if labels is None else labels[rows]) for rows in (order[held:], order[:held])]
         notes.append(f"no test split: {held} of {len(images)} images, drawn at random, are held out for testing")
@@ -218,7 +220,8 @@ def _dataset(name, train, test=None):
                         f"{splits[1][0].shape[1:]}; make them alike")
     if len(splits[0][0]) < 2:
         raise UserError(f"{train[2]} holds {len(splits[0][0])} training image; batch statistics need at least 2")
-    return Dataset(name, *(Split(images, labels, _sha256(images)) for images, labels in splits), list(dict.fromkeys(notes)))
+    train, test = (Split(images, labels, _sha256(images)) for images, labels in splits)
+    return Dataset(name, train, test, list(dict.fromkeys(notes)))
 
 
 def _checked(images, labels, path, notes):
@@ -263,7 +266,8 @@ def _reading(path):
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing; put it there or give another --data") from e
     except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, OverflowError, MemoryError, RuntimeError,
-            AttributeError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile, MatReadError) as e:
+            AttributeError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
+            MatReadError) as e:
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise UserError(f"{path} cannot be read ({reason}); it may be damaged or of another kind") from e
 

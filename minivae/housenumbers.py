@@ -42,7 +42,10 @@ def _strokes(digit, rng):
     boxy = rng.uniform(0.55, 1)
     waist = rng.uniform(0.44, 0.52)  # where the upper and the lower half of 2, 3, 5, 6, 8, 9 meet
     few = rng.random() < 0.5
-    line = lambda *points: np.array(points, float)  # noqa: E731
+
+    def line(*points):
+        return np.array(points, float)
+
     if digit == 0:
         return [_arc(0.5, 0.5, rng.uniform(0.26, 0.34), 0.5, 0, 360, boxy, 21)]
     if digit == 1:
@@ -103,13 +106,13 @@ def _images(rng, bank, n):
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)[..., None] - (SIZE - 1) / 2
     labels = rng.integers(0, 10, (3, n))  # the centred digit, its left and its right neighbour
     distance = _distances(rng, bank, labels, x, y, uniform)
-    soft = uniform(0.5, 1.5) ** 1.5  # pixels from paper to ink: focus and resolution
+    soft = uniform(0.9, 2.3) ** 1.5  # pixels from paper to ink: focus and resolution
     ink = _ramp(distance / soft)
     shadow = np.roll(ink, (1, 1), (1, 2)) * uniform(0, 1) * (uniform(0, 1) < 0.4)
 
     grey = np.clip(0.45 + 0.2 * rng.standard_normal((n, 1, 1, 1)), 0.08, 0.92)
     paper = grey + rng.normal(0, 0.035, (n, 1, 1, 3)) + uniform(-0.07, 0.07) * np.array([1, 0, -1])
-    contrast = np.clip(0.12 + rng.gamma(2.2, 0.12, (n, 1, 1, 1)), 0.14, 0.7)
+    contrast = np.clip(0.12 + rng.gamma(2.2, 0.1, (n, 1, 1, 1)), 0.14, 0.65)
     sign = np.where(rng.random((n, 1, 1, 1)) < 0.25 + 0.5 * (grey < 0.45), 1, -1)
     colour = grey + sign * contrast + rng.normal(0, 0.035, (n, 1, 1, 3))
 
@@ -118,7 +121,7 @@ def _images(rng, bank, n):
     image = image + ink * (colour - image)
     image = image * (1 + uniform(-0.012, 0.012) * x + uniform(-0.012, 0.012) * y)  # light from a side
     noise = rng.standard_normal((n, SIZE + 1, SIZE, 3), np.float32)
-    image = image + uniform(0, 0.025) * (noise[:, 1:] + noise[:, :-1])
+    image = image + uniform(0, 0.01) * (noise[:, 1:] + noise[:, :-1])
     return (np.clip(image, 0.01, 0.99) * 255 + 0.5).astype(np.uint8), labels[0].astype(np.uint8)
 
 
@@ -136,7 +139,8 @@ def _distances(rng, bank, labels, x, y, uniform):
     for digit, offset in zip(labels, (0, -1, 1), strict=True):
         u = x + turn * y - offset * step
         v = y - turn * x + offset * uniform(-1, 1)
-        place = [(w + 0.5 + MARGIN) / (1 + 2 * MARGIN) * (CELL - 1) for w in ((u + slant * v) / (height * aspect), v / height)]
+        place = (u + slant * v) / (height * aspect), v / height
+        place = [(w + 0.5 + MARGIN) / (1 + 2 * MARGIN) * (CELL - 1) for w in place]
         found = _look_up(bank, digit[:, None, None], alphabet, *(p[..., 0] for p in place))
         if offset:
             found[rng.random(n) < 0.35] = np.inf

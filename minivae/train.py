@@ -9,7 +9,7 @@ from tqdm import tqdm
 from minivae import checkpoint, figures
 from minivae.adam import Adam
 from minivae.ops.philox import STREAMS, choose
-from minivae.vae import VAE
+from minivae.vae import VAE, Widths
 
 TEST_IMAGES = 5000  # at most, of RandomState(0).permutation(test), in batches of TEST_BATCH, as the reference does
 TEST_BATCH = 200
@@ -23,16 +23,17 @@ class Trainer:
     an update is device work only.
     """
 
-    def __init__(self, config, dataset, ops):
+    def __init__(self, config, dataset, ops, dtype=np.float32, widths=Widths()):
         self.config, self.ops = config, ops
-        self.vae = VAE(config.shape, config.latent, ops, np.float32, config.seed, config.kl)
+        self.vae = VAE(config.shape, config.latent, ops, dtype, config.seed, config.kl, widths,
+                       config.sigma)
         self.adam = Adam(self.vae.params, config.lr)
         self.images, self.test_images = dataset.train.images, test_subset(dataset.test.images)
         n, xp = config.batch_size, ops.xp
         self.device_images, self.device_test = xp.asarray(self.images), xp.asarray(self.test_images)
         self.index = xp.zeros((config.log_every, n), np.int32)
         self.history = xp.zeros((config.log_every, 2), np.float64)
-        self.x, self.eps = xp.zeros((n, *config.shape), np.float32), xp.zeros((n, config.latent), np.float32)
+        self.x, self.eps = xp.zeros((n, *config.shape), dtype), xp.zeros((n, config.latent), dtype)
         self.test_buffers = ops.Buffers()
         self.step_count = 0  # finished updates: adam.t on the host's side
         self.window = None
@@ -67,12 +68,12 @@ class Trainer:
         return self.ops.to_host(self.history)[:done].mean(0)
 
     def test_losses(self):
-        """(rec, kl) in nats per image on the test images: batch norm in test mode, z sampled, the same eps each time."""
+        """(rec, kl) in nats per image on the test images: batch norm in test mode, z sampled, the same eps always."""
         total, n, ops = np.zeros(2), len(self.test_images), self.ops
         for batch, start in enumerate(range(0, n, TEST_BATCH)):
             rows = np.arange(start, min(start + TEST_BATCH, n), dtype=np.int32)[None]
-            x = self.test_buffers("x", (rows.size, *self.config.shape), np.float32)
-            eps = self.test_buffers("eps", (rows.size, self.config.latent), np.float32)
+            x = self.test_buffers("x", (rows.size, *self.config.shape), self.vae.dtype)
+            eps = self.test_buffers("eps", (rows.size, self.config.latent), self.vae.dtype)
             t = ops.xp.zeros(1, np.int64)
             ops.gather(self.device_test, ops.xp.asarray(rows), t, x)
             ops.normal(self.config.seed, STREAMS["test"], t + batch, eps)

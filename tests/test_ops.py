@@ -8,8 +8,8 @@ from minivae.ops.geometry import Geometry
 
 golden = np.load(GOLDEN / "ops.npz")
 CASES = sorted({name.split("_")[0] for name in golden.files})
-GEOMETRIES = [Geometry(8, 8, 3, 2), Geometry(7, 5, 3, 2), Geometry(5, 8, 5, 2), Geometry(9, 6, 5, 3), Geometry(4, 5, 3, 1),
-              Geometry(3, 3, 5, 2), Geometry(1, 2, 5, 2)]
+GEOMETRIES = [Geometry(8, 8, 3, 2), Geometry(7, 5, 3, 2), Geometry(5, 8, 5, 2), Geometry(9, 6, 5, 3),
+              Geometry(4, 5, 3, 1), Geometry(3, 3, 5, 2), Geometry(1, 2, 5, 2)]
 
 
 def empty(shape, dtype=np.float64):

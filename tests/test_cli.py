@@ -1,0 +1,132 @@
+"""The command line as a user meets it: files, exit codes, error lines."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, ROOT / "run.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def refused(*arguments, cwd, says):
+    done = run(*arguments, cwd=cwd)
+    assert done.returncode == 2, done
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and says in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with digits.npz and a run of six updates on it."""
+    folder = tmp_path_factory.mktemp("cli")
+    images = np.random.RandomState(0).randint(0, 256, (60, 16, 16, 3)).astype(np.uint8)
+    np.savez(folder / "digits.npz", train=images[:40], test=images[40:])
+    done = run("--data", "digits.npz", "--steps", 6, "--batch-size", 8, "--log-every", 2, "--eval-every", 3,
+               "--checkpoint-every", 4, "--out", "first", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "samples.png" in done.stdout and "update      6" in done.stdout
+    return folder
+
+
+def png(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_train_leaves_what_it_promises(folder):
+    names = {"config.json", "metrics.csv", "checkpoint.h5", "losses.png", "samples.png", "reconstructions.png"}
+    assert names == {p.name for p in (folder / "first").iterdir()}
+    config = json.loads((folder / "first" / "config.json").read_text())
+    assert config["data"] == str(folder / "digits.npz") and config["steps"] == 6 and config["shape"] == [16, 16, 3]
+    with open(folder / "first" / "metrics.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert ",".join(rows[0]) == "step,seconds,train_loss,train_rec,train_kl,test_loss,test_rec,test_kl"
+    assert [r["step"] for r in rows] == ["2", "3", "4", "6"]
+    assert [bool(r["test_loss"]) for r in rows] == [False, True, False, True]
+    for r in rows:
+        assert float(r["train_loss"]) == pytest.approx(float(r["train_rec"]) + float(r["train_kl"]), abs=2e-4)
+    assert png(folder / "first" / "samples.png") == (20 * 36, 10 * 36)  # 200 images in rows of 20, pixels doubled
+
+
+def test_an_existing_run_is_never_overwritten(folder):
+    before = (folder / "first" / "checkpoint.h5").read_bytes()
+    refused("--data", "digits.npz", "--batch-size", 8, "--out", "first", cwd=folder, says="already holds a run")
+    assert (folder / "first" / "checkpoint.h5").read_bytes() == before
+
+
+def test_runs_are_numbered(folder):
+    for n in (1, 2):
+        done = run("train", "--data", "digits.npz", "--steps", 1, "--batch-size", 4, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert (folder / "runs" / f"digits-{n}" / "checkpoint.h5").exists()
+
+
+def test_resume(folder):
+    refused("resume", "first", cwd=folder, says="larger --steps")
+    done = run("resume", "first", "--steps", 9, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    with open(folder / "first" / "metrics.csv") as f:
+        assert [r["step"] for r in csv.DictReader(f)] == ["2", "3", "4", "6", "8", "9"]
+
+
+def test_sample_reconstruct_interpolate(folder):
+    assert run("sample", "first", "--count", 30, "--seed", 3, cwd=folder).returncode == 0
+    assert png(folder / "first" / "samples.png") == (20 * 36, 2 * 36)
+    for command, name in (("reconstruct", "reconstructions.png"), ("interpolate", "interpolation.png")):
+        (folder / "first" / name).unlink(missing_ok=True)
+        done = run(command, "first", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert str(Path("first") / name) in done.stdout
+        assert png(folder / "first" / name)[0] > 0
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--steps", "0"], "--steps"),
+    (["--steps", "many"], "whole number"),
+    (["--batch-size", "1"], "at least 2"),
+    (["--batch-size", "41"], "exceeds the 40 training images"),
+    (["--lr", "nan"], "above 0"),
+    (["--latent", "-3"], "--latent"),
+    (["--kl", "exact"], "--kl"),
+    (["--bogus"], "--bogus"),
+    (["bogus"], "bogus"),
+    (["--gpu"], "--gpu"),
+    (["resume", "nowhere"], "no run"),
+    (["sample", "."], "no run"),
+])
+def test_mistakes_get_one_line(folder, arguments, says):
+    if arguments[0].startswith("--"):
+        arguments = ["--data", "digits.npz", *arguments]
+    refused(*arguments, cwd=folder, says=says)
+
+
+def test_data_that_is_not_there(folder):
+    refused("--data", "nothing.npz", cwd=folder, says="does not exist")
+
+
+def test_data_that_changed_since(folder):
+    np.savez(folder / "other.npz", train=np.zeros((9, 8, 8, 1), np.uint8), test=np.zeros((9, 8, 8, 1), np.uint8))
+    done = run("--data", "other.npz", "--steps", 1, "--batch-size", 4, "--out", "changed", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    np.savez(folder / "other.npz", train=np.ones((9, 8, 8, 1), np.uint8), test=np.zeros((9, 8, 8, 1), np.uint8))
+    refused("resume", "changed", "--steps", 2, cwd=folder, says="other images")
+
+
+def test_help_is_quick(folder):
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert "resume RUN" in run("--help", cwd=folder).stdout
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
