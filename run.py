@@ -42,6 +42,12 @@ def seed(text):
     return _number(text, int, lambda v: 0 <= v < 2**32, "a whole number from 0 to 4294967295")
 
 
+def sigma(text):
+    if text not in ("optimal", "learned", "pixel"):
+        rate(text)
+    return text
+
+
 def _number(text, kind, allowed, what):
     try:
         value = kind(text)
@@ -68,6 +74,8 @@ def parser():
     p.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
     p.add_argument("--seed", type=seed, default=0, help="decides the initial weights, the batches and the noise")
     p.add_argument("--kl", choices=("sample", "analytic"), default="sample", help="one-sample or exact KL term")
+    p.add_argument("--sigma", type=sigma, default="1", metavar="1|VALUE|optimal|learned|pixel",
+                   help="standard deviation of p(x|z): fixed, or found as the name says")
     p.add_argument("--out", help="the run directory (default: the next free runs/NAME-N)", default=argparse.SUPPRESS)
     p.add_argument("--log-every", type=positive, default=100, help="updates per line of metrics.csv")
     p.add_argument("--eval-every", type=positive, default=1000, help="updates between evaluations on test images")
@@ -123,12 +131,11 @@ def train(args):
     steps = getattr(args, "steps", 50000 if args.gpu else 2000)
     config = Config(source, steps, args.batch_size, args.latent, args.lr, args.seed, args.kl, args.log_every,
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
-                    dataset.train.sha256, dataset.test.sha256)
+                    dataset.train.sha256, dataset.test.sha256, args.sigma)
     trainer = Trainer(config, dataset, ops)
     run = Run.create(getattr(args, "out", None), dataset.name, config)
     print(f"training on {len(dataset.train.images)} images of {dataset.name} into {run.folder}")
-    train_run(run, trainer)
-    print_pictures(run, "losses.png", "samples.png", "reconstructions.png")
+    return finish(run, train_run(run, trainer))
 
 
 def resume(args):
@@ -139,6 +146,7 @@ def resume(args):
     from minivae.train import train as train_run
 
     run = Run.open(args.run)
+    run.lock()
     trainer = Trainer(run.config, matching_data(run), ops)
     seconds = checkpoint.load_training(run / "checkpoint.h5", trainer)
     steps = getattr(args, "steps", run.config.steps)
@@ -148,8 +156,15 @@ def resume(args):
     run.save_config()
     run.forget_after(trainer.step_count)
     print(f"going on from update {trainer.step_count} of {run.folder}")
-    train_run(run, trainer, seconds)
+    return finish(run, train_run(run, trainer, seconds))
+
+
+def finish(run, signal):
+    """Say where everything is; the exit status of a run that `signal` (0 for none) ended."""
     print_pictures(run, "losses.png", "samples.png", "reconstructions.png")
+    if signal:
+        print(f"stopped; go on with: python run.py resume {run.folder}")
+    return 128 + signal if signal else 0
 
 
 def matching_data(run):
@@ -168,7 +183,7 @@ def open_model(args):
     from minivae.vae import VAE
 
     run = Run.open(args.run)
-    vae = VAE(run.config.shape, run.config.latent, ops, kl=run.config.kl)
+    vae = VAE(run.config.shape, run.config.latent, ops, kl=run.config.kl, sigma=run.config.sigma)
     checkpoint.load_model(run / "checkpoint.h5", vae)
     return run, vae
 
@@ -223,6 +238,9 @@ def main(argv):
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; a run goes on from its last checkpoint: run.py resume RUN", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

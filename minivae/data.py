@@ -108,7 +108,7 @@ def _download(folder, train):
         try:
             path = pooch.retrieve(SVHN_URL + name, f"md5:{SVHN_MD5[split]}", name, folder, progressbar=True)
         except (OSError, ValueError) as e:  # no network; another checksum
-            raise UserError(f"cannot download {SVHN_URL}{name} ({type(e).__name__}); fetch it by other means and put it "
+            raise UserError(f"cannot download {SVHN_URL}{name} ({type(e).__name__}); get it by other means and put it "
                             f"at {folder / name}") from e
         paths.append(Path(path))
     return paths

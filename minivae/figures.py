@@ -41,7 +41,7 @@ def draw_reconstructions(path, vae, images, count=50):
     pairs = np.stack([vae.ops.to_host(x), decode(vae, vae.ops.to_host(vae.encode(x)))])
     columns = 10
     rows = [pairs[:, i : i + columns] for i in range(0, pairs.shape[1], columns)]
-    rows = [np.pad(row, ((0, 0), (0, columns - row.shape[1]), (0, 0), (0, 0), (0, 0)), constant_values=1) for row in rows]
+    rows[-1] = np.pad(rows[-1], ((0, 0), (0, columns - rows[-1].shape[1]), *3 * [(0, 0)]), constant_values=1)
     save_grid(path, np.concatenate([pair for row in rows for pair in row]), columns)
 
 
@@ -69,7 +69,7 @@ def decode(vae, z):
 
 
 def save_grid(path, images, columns, scale=2):
-    """Write images (N, H, W, C) in [-1, 1] as a PNG, row by row, each pixel scale x scale, a thin white line between."""
+    """Write images (N, H, W, C) in [-1, 1] as a PNG, row by row, pixels scale x scale, a thin white line between."""
     n, height, width, channels = images.shape
     rows = -(-n // columns)
     grid = np.ones((rows * columns, height + 2, width + 2, channels), np.float32)

@@ -7,7 +7,11 @@ The loss of one image, in nats, is the negative evidence lower bound less a cons
 Source: Kingma and Welling, arXiv 1312.6114. The whole derivation on one page: docs/elbo.md.
 """
 
-from minivae.layers import Layer
+import math
+
+from minivae.layers import DECAY, Layer
+from minivae.ops.numpy_ops import SIGMA_FLOOR
+from minivae.parameters import Parameter
 
 
 class Posterior(Layer):
@@ -47,29 +51,69 @@ class Posterior(Layer):
 
 
 class Likelihood(Layer):
-    """p(x|z) = N(x; x_hat, 1) per channel of each pixel, with x_hat = tanh(a + b).
+    """p(x|z) = N(x; x_hat, sigma^2) per channel of each pixel, with x_hat = tanh(a + b).
 
-    rec = ||x - x_hat||^2 / 2      da = (x_hat - x)(1 - x_hat^2) / N      db = sum da
+    rec = ||x - x_hat||^2 / (2 sigma^2) + D ln sigma, D = H W C      (for sigma = 1: half the squared error)
+    da = (x_hat - x)(1 - x_hat^2) / (sigma^2 N)      db = sum da
 
     a (N, H, W, C) from the generator, b (C,), rec (N,) nats per image. Squared error needs x_hat and its gradient
-    needs both, so one pass over the image computes rec, da and db, and backward has only to hand da over.
+    needs both, so one pass over the image computes rec, da and db, and backward has only to hand da over. sigma is
+
+    a number   fixed
+    "learned"  exp(log_sigma), one parameter:  dlog_sigma = sum_n (D - ||x - x_hat||^2 / sigma^2) / N
+    "optimal"  in training the batch's root mean squared error, which minimizes its mean rec: mean rec is then
+               D/2 ln(mse) + D/2, and since its derivative in sigma is zero there, da is that of a fixed sigma. In
+               test mode the moving average of ln sigma, as batch norm's. It takes a pass to find and a pass to use.
+               Source: Rybkin, Daniilidis, Levine, sigma-VAE, arXiv 2006.13202.
+    "pixel"    a variance for each value from a second head: a (N, H, W, 2C), b (2C,); see ops.tanh_gaussian_pixel
     """
 
-    def __init__(self, params, name, channels):
+    def __init__(self, params, name, channels, sigma="1"):
         super().__init__(params)
-        self.b = params.constant(f"{name}/b", (channels,), 0)
+        self.sigma, self.channels = sigma, channels
+        self.b = params.constant(f"{name}/b", (channels * (2 if sigma == "pixel" else 1),), 0)
+        if sigma == "learned":
+            self.log_sigma = params.constant("gen/log_sigma", (1,), 0)
+        elif sigma == "optimal":
+            self.log_sigma = params.moving("gen/log_sigma", (1,), 0)
+            self.zero = self.ops.xp.zeros(1, params.dtype)
+        elif sigma != "pixel":
+            self.log_sigma = Parameter("gen/log_sigma", (1,), None)
+            self.log_sigma.value = self.ops.xp.full(1, math.log(float(sigma)), params.dtype)
 
-    def forward(self, a, x):
-        self.x_hat, self.da = self.like("x_hat", a.shape, a), self.like("da", a.shape, a)
+    def forward(self, a, x, train):
+        self.x_hat, self.da = self.like("x_hat", x.shape, a), self.like("da", a.shape, a)
         rec = self.like("rec", a.shape[:1], a)
-        self.ops.tanh_gaussian(a, self.b.value, x, 1 / len(a), self.x_hat, rec, self.da, self.b.grad)
+        if self.sigma == "pixel":
+            self.ops.tanh_gaussian_pixel(a, self.b.value, x, 1 / len(a), self.x_hat, rec, self.da, self.b.grad)
+            return rec
+        size, log_sigma = math.prod(x.shape[1:]), self.log_sigma.value
+        if self.sigma == "optimal" and train:
+            log_sigma = self.like("fitted", (1,), a)
+            self._gaussian(a, x, self.zero, rec)
+            self.ops.fit_sigma(rec, size, log_sigma)
+            self.ops.moving_average(self.log_sigma.value, log_sigma, DECAY)
+        self._gaussian(a, x, log_sigma, rec)
+        if self.sigma == "learned":
+            self.ops.log_sigma_dx(rec, log_sigma, size, 1 / len(a), self.log_sigma.grad)
         return rec
+
+    def _gaussian(self, a, x, log_sigma, rec):
+        self.ops.tanh_gaussian(a, self.b.value, x, log_sigma, 1 / len(a), self.x_hat, rec, self.da, self.b.grad)
 
     def backward(self):
         return self.da
 
     def mean(self, a):
         """x_hat (N, H, W, C) in [-1, 1] alone: what sampling wants."""
+        a = self.ops.xp.ascontiguousarray(a[..., : self.channels])
         x_hat = self.like("x_hat", a.shape, a)
-        self.ops.bias_tanh(a, self.b.value, x_hat)
+        self.ops.bias_tanh(a, self.b.value[: self.channels], x_hat)
         return x_hat
+
+    def var(self, a):
+        """sigma^2 in test mode: (N, H, W, C) for "pixel", else (1,)."""
+        xp = self.ops.xp
+        if self.sigma == "pixel":
+            return xp.logaddexp(a[..., self.channels :] + self.b.value[self.channels :], 0) + SIGMA_FLOOR**2
+        return xp.exp(2 * self.log_sigma.value)

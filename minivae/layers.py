@@ -39,8 +39,10 @@ class Dense(Layer):
         self.ops.dense(x, self.w.value, y, moments)
         return y
 
-    def backward(self, dy):
-        self.ops.dense_dw(self.x, dy, self.w.grad)
+    def backward(self, dy, want_dw=True):
+        """want_dw=False leaves w's gradient as it was, where only the input's is wanted."""
+        if want_dw:
+            self.ops.dense_dw(self.x, dy, self.w.grad)
         dx = self.like("dx", self.x.shape, dy)
         self.ops.dense_dx(dy, self.w.value, dx)
         return dx
@@ -92,9 +94,11 @@ class Conv2DTranspose(Layer):
         self.ops.conv_dx(x, self.w.value, self.g, y, moments)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy, want_dw=True):
+        """want_dw as in Dense."""
         cols = self.ops.im2col(dy, self.g, self.buffers)
-        self.ops.conv_dw(cols, self.x, self.g, self.w.grad)
+        if want_dw:
+            self.ops.conv_dw(cols, self.x, self.g, self.w.grad)
         dx = self.like("dx", self.x.shape, dy)
         self.ops.conv(cols, self.w.value, self.g, dx)
         return dx
@@ -116,7 +120,7 @@ class BatchNorm(Layer):
         self.slope = slope
         self.gamma = params.constant(f"{name}/gamma", (channels,), 1)
         self.beta = params.constant(f"{name}/beta", (channels,), 0)
-        self.moving = params.moving(f"{name}/moving", channels)
+        self.moving = params.moving(f"{name}/moving", (2, channels), [[0], [1]])  # mean 0, variance 1
         self.moments = None
 
     def forward(self, x, train):

@@ -37,9 +37,9 @@ class Parameters:
         """A trained Parameter that starts at one value."""
         return self._declare(self.trained, name, shape, value)
 
-    def moving(self, name, channels):
-        """A batch norm's moving statistics (2, C), from mean 0 and variance 1: kept, checkpointed, not trained."""
-        return self._declare(self.state, name, (2, channels), np.array([[0.0], [1.0]]))
+    def moving(self, name, shape, initial):
+        """A moving average that starts at the array `initial`: kept, checkpointed, not trained."""
+        return self._declare(self.state, name, shape, np.asarray(initial))
 
     def _declare(self, kind, name, shape, initial):
         kind.append(Parameter(name, shape, initial))

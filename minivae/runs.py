@@ -1,6 +1,7 @@
 """A run directory: config.json, metrics.csv and where everything else of a run lies."""
 
 import csv
+import fcntl
 import json
 import os
 from dataclasses import asdict, dataclass, fields
@@ -28,6 +29,7 @@ class Config:
     shape: tuple
     train_sha256: str
     test_sha256: str
+    sigma: str = "1"
 
 
 class Run:
@@ -46,11 +48,14 @@ class Run:
         except OSError as e:
             raise UserError(f"cannot make the run directory: {e}; choose another with --out") from e
         if (folder / "config.json").exists():
-            raise UserError(f"{folder} already holds a run; choose another --out, or go on with: run.py resume {folder}")
+            raise UserError(f"{folder} already holds a run; choose another --out, or run.py resume {folder}")
         run = cls(folder, config)
-        run.save_config()
-        with open(run / "metrics.csv", "w", newline="") as f:
-            csv.writer(f).writerow(COLUMNS)
+        run.lock()
+        try:
+            run.save_config()
+            write_text(run / "metrics.csv", ",".join(COLUMNS) + "\n")
+        except OSError as e:
+            raise UserError(f"cannot write into {folder}: {e}; choose another directory with --out") from e
         return run
 
     @classmethod
@@ -66,6 +71,14 @@ class Run:
         except (OSError, ValueError, TypeError, KeyError) as e:
             names = ", ".join(f.name for f in fields(Config))
             raise UserError(f"{path} is not a run's configuration ({e}); it must be JSON with {names}") from e
+
+    def lock(self):
+        """Keep other processes from training in this directory until this one ends. UserError if one does already."""
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UserError(f"another process is training in {self.folder}; wait for it, or choose another run") from e
 
     def __truediv__(self, name):
         return self.folder / name
@@ -89,7 +102,7 @@ class Run:
         """Drop the rows of updates that the checkpoint at `step` does not know: they are about to be made again."""
         with open(self / "metrics.csv", newline="") as f:
             header, *rows = csv.reader(f)
-        kept = [header] + [row for row in rows if int(row[0]) <= step]
+        kept = [header] + [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
         write_text(self / "metrics.csv", "".join(",".join(row) + "\n" for row in kept))
 
 

@@ -1,5 +1,6 @@
 """Training: the update, the evaluation, and the loop that logs, saves and draws."""
 
+import signal
 import sys
 import time
 
@@ -8,6 +9,7 @@ from tqdm import tqdm
 
 from minivae import checkpoint, figures
 from minivae.adam import Adam
+from minivae.errors import UserError
 from minivae.ops.philox import STREAMS, choose
 from minivae.vae import VAE, Widths
 
@@ -67,6 +69,10 @@ class Trainer:
         done = (self.step_count - 1) % len(self.index) + 1
         return self.ops.to_host(self.history)[:done].mean(0)
 
+    def finite(self):
+        """Whether the last update's losses are finite. A gradient that is not shows in the next update's."""
+        return np.isfinite(self.ops.to_host(self.history[(self.step_count - 1) % len(self.history)])).all()
+
     def test_losses(self):
         """(rec, kl) in nats per image on the test images: batch norm in test mode, z sampled, the same eps always."""
         total, n, ops = np.zeros(2), len(self.test_images), self.ops
@@ -86,21 +92,54 @@ def test_subset(images):
     return images[np.random.RandomState(0).permutation(len(images))[:TEST_IMAGES]]
 
 
+class Signals:
+    """While it is entered, SIGINT and SIGTERM set `received` instead of ending the process; a second SIGINT ends it."""
+
+    def __enter__(self):
+        self.received = 0
+        self.before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _receive(self, number, frame):
+        self.received = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_):
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+
 def train(run, trainer, seconds=0.0):
-    """Train `trainer` from where it stands to config.steps; everything worth keeping goes into the run directory."""
+    """Train `trainer` from where it stands to config.steps; everything worth keeping goes into the run directory.
+
+    A signal ends it after the update at hand, saved and drawn. Returns the signal's number, 0 without one. UserError if
+    a loss is not finite (the last checkpoint stays) or a file cannot be written.
+    """
+    with Signals() as signals:
+        try:
+            _train(run, trainer, seconds, signals)
+            figures.draw_all(run, trainer)
+        except OSError as e:
+            raise UserError(f"cannot write into {run.folder} ({e}); make room, then: run.py resume {run.folder}") from e
+    return signals.received
+
+
+def _train(run, trainer, seconds, signals):
     config = run.config
     start = time.perf_counter() - seconds
     with tqdm(total=config.steps, initial=trainer.step_count, unit="update", disable=None) as bar:
-        while trainer.step_count < config.steps:
+        while trainer.step_count < config.steps and not signals.received:
             trainer.step()
             step, last = trainer.step_count, trainer.step_count == config.steps
+            if not trainer.finite():
+                raise UserError(f"the loss of update {step} is not finite; {run.folder} keeps its last checkpoint: "
+                                f"a smaller --lr usually helps")
             test = step % config.eval_every == 0 or last
             if test or step % config.log_every == 0:
                 log(run, trainer, test, time.perf_counter() - start, bar)
-            if step % config.checkpoint_every == 0 or last:
+            if step % config.checkpoint_every == 0 or last or signals.received:
                 checkpoint.save(run / "checkpoint.h5", trainer, config, time.perf_counter() - start)
             bar.update()
-    figures.draw_all(run, trainer)
 
 
 def log(run, trainer, test, seconds, bar):

@@ -54,16 +54,16 @@ class Encoder:
 
 
 class Generator:
-    """z -> a (N, H, W, C), of which x_hat = tanh(a + b)."""
+    """z -> a (N, H, W, C), of which x_hat = tanh(a + b); with heads=2 as many channels again, for the variance."""
 
-    def __init__(self, params, shape, latent, widths):
+    def __init__(self, params, shape, latent, widths, heads=1):
         height, width, channels = shape
         c1, c2, c3 = widths.generator
         self.image_shape = height // 8, width // 8, c1
         self.dense = dense_block(params, "gen/dense", latent, height // 8 * (width // 8) * c1)
         self.tconv1 = conv_transpose_block(params, "gen/tconv1", (height // 4, width // 4), c1, c2)
         self.tconv2 = conv_transpose_block(params, "gen/tconv2", (height // 2, width // 2), c2, c3)
-        self.tconv3 = conv_transpose(params, "gen/tconv3", (height, width), c3, channels)
+        self.tconv3 = conv_transpose(params, "gen/tconv3", (height, width), c3, heads * channels)
 
     def forward(self, z, train):
         h = self.dense.forward(z, train).reshape(len(z), *self.image_shape)  # (N, 4, 4, 512)
@@ -71,22 +71,26 @@ class Generator:
         h = self.tconv2.forward(h, train)  # (N, 16, 16, 64)
         return self.tconv3.forward(h)  # (N, 32, 32, 3)
 
-    def backward(self, da):
-        dh = self.tconv3.backward(da)
-        dh = self.tconv2.backward(dh)
-        dh = self.tconv1.backward(dh)
-        return self.dense.backward(dh.reshape(len(dh), -1))
+    def backward(self, da, want_dw=True):
+        """dL/dz (N, Z); want_dw=False for it alone, as sampling from p(z|x) wants it."""
+        dh = self.tconv3.backward(da, want_dw=want_dw)
+        dh = self.tconv2.backward(dh, want_dw=want_dw)
+        dh = self.tconv1.backward(dh, want_dw=want_dw)
+        return self.dense.backward(dh.reshape(len(dh), -1), want_dw=want_dw)
 
 
 class VAE:
-    """shape (H, W, C); kl "sample" or "analytic" (see gaussian.Posterior); ops numpy_ops or cuda_ops."""
+    """shape (H, W, C); kl "sample" or "analytic" (see gaussian.Posterior); ops numpy_ops or cuda_ops;
 
-    def __init__(self, shape, latent, ops, dtype=np.float32, seed=0, kl="sample", widths=Widths()):
+    sigma a number, "optimal", "learned" or "pixel" (see gaussian.Likelihood).
+    """
+
+    def __init__(self, shape, latent, ops, dtype=np.float32, seed=0, kl="sample", widths=Widths(), sigma="1"):
         self.params = Parameters(ops, dtype, seed)
         self.encoder = Encoder(self.params, shape, latent, widths)
-        self.generator = Generator(self.params, shape, latent, widths)
+        self.generator = Generator(self.params, shape, latent, widths, heads=2 if sigma == "pixel" else 1)
         self.posterior = Posterior(self.params, analytic=kl == "analytic")
-        self.likelihood = Likelihood(self.params, "gen/tconv3", shape[2])
+        self.likelihood = Likelihood(self.params, "gen/tconv3", shape[2], sigma)
         self.params.allocate()
         self.shape, self.latent, self.ops, self.dtype = tuple(shape), latent, ops, np.dtype(dtype)
 
@@ -95,7 +99,7 @@ class VAE:
         mean, s = self.encoder.forward(x, train)
         z, kl = self.posterior.forward(mean, s, eps)
         a = self.generator.forward(z, train)
-        rec = self.likelihood.forward(a, x)
+        rec = self.likelihood.forward(a, x, train)
         return rec, kl
 
     def backward(self, want_dx=False):

@@ -45,7 +45,8 @@ def png(path):
 
 
 def test_train_leaves_what_it_promises(folder):
-    names = {"config.json", "metrics.csv", "checkpoint.h5", "losses.png", "samples.png", "reconstructions.png"}
+    names = {"config.json", "metrics.csv", "checkpoint.h5", "checkpoint-previous.h5",
+             "losses.png", "samples.png", "reconstructions.png"}
     assert names == {p.name for p in (folder / "first").iterdir()}
     config = json.loads((folder / "first" / "config.json").read_text())
     assert config["data"] == str(folder / "digits.npz") and config["steps"] == 6 and config["shape"] == [16, 16, 3]

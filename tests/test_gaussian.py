@@ -76,7 +76,7 @@ def test_likelihood_gradients(ops, rng, check, shape):
     x_hat, da, db, rec = np.empty(shape), np.empty(shape), np.empty(shape[-1]), np.empty(shape[0])
 
     def f():
-        ops.tanh_gaussian(a, b, x, 1 / len(a), x_hat, rec, da, db)
+        ops.tanh_gaussian(a, b, x, np.zeros(1), 1 / len(a), x_hat, rec, da, db)
         return rec.mean()
 
     f()
@@ -90,6 +90,6 @@ def test_likelihood_gradients(ops, rng, check, shape):
 def test_saturated_tanh_stays_finite(ops):
     a = np.array([[-1e30, 0, 1e30]], np.float32).reshape(1, 1, 1, 3)
     out = [np.empty_like(a), np.empty(1, np.float32), np.empty_like(a), np.empty(3, np.float32)]
-    ops.tanh_gaussian(a, np.zeros(3, np.float32), np.zeros_like(a), 1, *out)
+    ops.tanh_gaussian(a, np.zeros(3, np.float32), np.zeros_like(a), np.zeros(1, np.float32), 1, *out)
     np.testing.assert_array_equal(out[0].ravel(), [-1, 0, 1])
     np.testing.assert_array_equal(out[2].ravel(), [0, 0, 0])

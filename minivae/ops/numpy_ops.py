@@ -13,6 +13,7 @@ xp = np
 WIDE = 2048  # elements: ufuncs reach full speed on inner loops of about this length
 VAR_FLOOR = 1e-5  # added to softplus: the variance of q(z|x) never reaches zero
 BN_EPS = 1e-3
+SIGMA_FLOOR = 1 / 127.5  # one grey level: a fitted p(x|z) narrower than that would describe the rounding
 
 
 class Buffers:
@@ -216,20 +217,58 @@ def bias_tanh(a, b, x_hat):
     np.tanh(np.add(a, b, out=x_hat), out=x_hat)
 
 
-def tanh_gaussian(a, b, x, scale, x_hat, rec, da, db):
-    """x_hat = tanh(a + b) and -ln N(x; x_hat, 1) less its constant, with its gradient in the same pass.
+def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
+    """x_hat = tanh(a + b) and -ln N(x; x_hat, sigma^2) less (D/2) ln 2 pi, with its gradient in the same pass.
 
-    rec (N,) = ||x - x_hat||^2 / 2 in nats per image      da = scale (x_hat - x)(1 - x_hat^2)      db (C,) = sum da
+    rec (N,) = ||x - x_hat||^2 / (2 sigma^2) + D ln sigma in nats per image, D = H W C, log_sigma (1,) T
+    da = scale (x_hat - x)(1 - x_hat^2) / sigma^2      db (C,) = sum da
     """
+    precision = np.exp(-2 * log_sigma[0])  # exactly 1 for sigma = 1
     bias_tanh(a, b, x_hat)
     np.subtract(x_hat, x, out=da)
     flat = da.reshape(len(da), -1)
     np.einsum("ni,ni->n", flat, flat, out=rec)
-    rec *= 0.5
+    rec *= 0.5 * precision
+    rec += flat.shape[1] * log_sigma[0]
     slope = np.square(x_hat, out=_scratch("slope", x_hat.shape, x_hat.dtype))
     np.subtract(1, slope, out=slope)
     da *= slope
-    da *= scale
+    da *= scale * precision
+    db[...] = _channel_sum(_wide(da, b.size), b.size)
+
+
+def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
+    """dlog_sigma (1,) = scale sum_n (D - ||x - x_hat||^2 / sigma^2), the gradient of scale sum_n rec_n; D = size.
+
+    rec (N,) is tanh_gaussian's at log_sigma (1,), which gives the squared error back: 2 (rec - D ln sigma).
+    """
+    dlog_sigma[0] = scale * (size - 2 * (rec - size * log_sigma[0])).sum()
+
+
+def fit_sigma(rec, size, log_sigma):
+    """log_sigma (1,) = ln(mean squared error) / 2 of a batch whose rec (N,) was made with sigma = 1; D = size.
+
+    It minimizes tanh_gaussian's mean rec, so that there d rec / d sigma = 0. sigma is at least SIGMA_FLOOR.
+    """
+    log_sigma[0] = np.log(max(2 * rec.mean() / size, SIGMA_FLOOR**2)) / 2
+
+
+def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
+    """tanh_gaussian with a variance for each value: a (N, H, W, 2C) and b (2C,) hold two heads, the mean's first.
+
+    x_hat (N, H, W, C) = tanh(a1 + b1)      var = softplus(t) + SIGMA_FLOOR^2, t = a2 + b2      e = x_hat - x
+    rec (N,) = sum e^2 / (2 var) + ln(var) / 2 in nats per image
+    da1 = scale e (1 - x_hat^2) / var      da2 = scale (1 - e^2 / var) / (2 var) sigmoid(t)      db (2C,) = sum da
+    """
+    c = x.shape[-1]
+    np.tanh(a[..., :c] + b[:c], out=x_hat)
+    t = a[..., c:] + b[c:]
+    var = np.logaddexp(t, 0) + t.dtype.type(SIGMA_FLOOR**2)
+    error = x_hat - x
+    ratio = error**2 / var
+    rec[...] = (ratio + np.log(var)).reshape(len(a), -1).sum(1) / 2
+    np.multiply(error * (1 - x_hat**2) / var, scale, out=da[..., :c])
+    np.multiply((1 - ratio) / (2 * var) * np.exp(-np.logaddexp(0, -t)), scale, out=da[..., c:])
     db[...] = _channel_sum(_wide(da, b.size), b.size)
 
 

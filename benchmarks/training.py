@@ -1,0 +1,36 @@
+"""The README's table of training results, from the metrics.csv of finished runs.
+
+    python benchmarks/training.py RUN [RUN ...]
+
+writes benchmarks/results/training.json and the table between the README's training markers.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from readme import table, write_between
+
+from minivae.runs import Run
+
+RESULTS = Path(__file__).parent / "results" / "training.json"
+
+
+def main(folders):
+    results = []
+    for folder in folders:
+        run = Run.open(folder)
+        tests = [row for row in run.metrics() if "test_loss" in row]
+        about = {"data": Path(run.config.data).name, "seed": run.config.seed}
+        results += [about | {k: row[k] for k in ("step", "test_loss", "test_rec", "test_kl")} for row in tests]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    rows = [[r["data"], str(r["seed"]), f"{r['step']:.0f}"]
+            + [f"{r[k]:.1f}" for k in ("test_loss", "test_rec", "test_kl")] for r in results]
+    write_between("training", table(["data", "seed", "updates", "test loss", "rec", "KL"], rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,245 @@
+"""The density card of a run: every estimate of density.py on its test images, printed, in density.json and density.png.
+
+A row says what it is: exact, a lower bound, a lower bound on average (its average over the noise is below ln p(x)), or
+an upper one. Nats are those of the density of x in [-1, 1]^D; bits per dimension those of the pixels in [0, 256]^D.
+"""
+
+import hashlib
+import json
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from minivae import density
+from minivae.density import Model, Noise, log_mean_exp
+from minivae.errors import UserError
+from minivae.runs import write_text
+
+AVERAGE = "lower bound on average"
+DRAWS = 10  # of z for each image's ELBO
+NAIVE = 1000  # of z for naive Monte Carlo
+GAUSSIAN_IMAGES = 20000  # at most, for the Gaussian baseline
+CPU = {"images": 1000, "importance": 100, "ais_images": 16, "ais_chains": 4, "ais_steps": 100}  # minutes
+GPU = {"images": 1000, "importance": 1000, "ais_images": 64, "ais_chains": 16, "ais_steps": 1000}
+
+
+def evaluate(run, trainer, dataset, images, importance, ais_images, ais_chains, ais_steps, seed):
+    """Print the card of a loaded trainer's model and write it into the run directory; return it as a dictionary.
+
+    images: of the test split as train.test_subset orders it; ais_images: how many of those AIS sees. UserError if a
+    test image occurs in the training set.
+    """
+    refuse_overlap(dataset.train.images, dataset.test.images)
+    model = Model(trainer.vae, 64 if trainer.ops.xp is np else 1024)
+    test = trainer.test_images[:images]
+    size = math.prod(test.shape[1:])
+    card = {
+        "run": str(run.folder), "update": trainer.step_count, "sigma": trainer.vae.likelihood.sigma, "seed": seed,
+        "train": {"images": len(dataset.train.images), "sha256": dataset.train.sha256},
+        "test": {"images": len(dataset.test.images), "sha256": dataset.test.sha256},
+        "dimensions": size, "importance": importance, "ais_chains": ais_chains, "ais_steps": ais_steps,
+    }
+    rec, kl = (float(part) for part in trainer.test_losses())
+    card["reference_protocol"] = {"loss": rec + kl, "rec": rec, "kl": kl, "images": len(trainer.test_images)}
+    mean, var = bounds(card, model, test, trainer.images, importance, seed)
+    if card["sigma"] not in ("optimal", "learned", "pixel"):
+        refit_sigma(card, model, trainer.images[:images], seed)
+    latents(card, mean, var, seed)
+    few = slice(min(ais_images, len(test)))
+    x = model.device(scaled(test[few]))
+    annealed(card, model, x, mean[few], var[few], importance, ais_chains, ais_steps, seed)
+    simulated(card, model, len(x), ais_chains, ais_steps, seed)
+    write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
+    draw(run / "density.png", card)
+    print_card(card)
+    return card
+
+
+def refuse_overlap(train, test):
+    """UserError if an image is in both: a density of training images says nothing about others."""
+    known = {hashlib.sha256(image).digest() for image in np.ascontiguousarray(train)}
+    found = [i for i, image in enumerate(np.ascontiguousarray(test)) if hashlib.sha256(image).digest() in known]
+    if found:
+        raise UserError(f"{len(found)} of {len(test)} test images occur in the training set, image {found[0]} first; "
+                        "remove them from one of the two, or no density of the test images means anything")
+
+
+def scaled(images, noise=None):
+    """uint8 (N, H, W, C) as float64 in [-1, 1]; with noise each pixel spread evenly over its grey level."""
+    offset = 0 if noise is None else noise.uniform(images.shape) - 0.5
+    return (images + offset) / 127.5 - 1
+
+
+def estimate(values, size, kind):
+    """A row of the card from a value for each image, in nats."""
+    n, mean = len(values), float(np.mean(values))
+    return {"nats_per_image": mean, "standard_error": float(np.std(values) / math.sqrt(max(n - 1, 1))),
+            "bits_per_dim": float(density.bits_per_dim(mean, size)), "images": n, "kind": kind}
+
+
+def bounds(card, model, test, train, importance, seed):
+    """Baselines, ELBO and importance-weighted bound on all test images; mean and var of q(z|x)."""
+    size, noise, x = card["dimensions"], Noise(seed, 0), model.device(scaled(test))
+    eps = noise.normal((DRAWS, len(test), model.vae.latent))
+    mean, var = model.posterior(x)
+    elbo = density.elbo(model, x, mean, var, eps)[2].mean(0)
+    log_w = density.importance(model, x, mean, var, importance, noise, "importance weights")
+    dequantized = scaled(test, noise)
+    y = model.device(dequantized)
+    spread = density.elbo(model, y, *model.posterior(y), eps, "ELBO, dequantized")[2].mean(0)
+    chosen = np.random.RandomState(0).permutation(len(train))[:GAUSSIAN_IMAGES]
+    gaussian = density.FullGaussian(scaled(train[chosen]))
+    uniform = np.full(len(test), size * math.log(127.5 / 256))
+    card["bounds"] = {
+        "uniform density": estimate(uniform, size, "exact"),
+        "full Gaussian of the training pixels": estimate(gaussian.log_density(scaled(test)), size, "exact"),
+        f"ELBO, {DRAWS} draws": estimate(elbo, size, "lower bound"),
+        f"IWAE-{importance}": estimate(log_mean_exp(log_w), size, AVERAGE),
+        "dequantized: full Gaussian": estimate(gaussian.log_density(dequantized), size, "exact"),
+        f"dequantized: ELBO, {DRAWS} draws": estimate(spread, size, "lower bound"),
+    }
+    kl = float(density.kl_per_latent(mean, var).sum(1).mean())
+    card["elbo_parts"] = {"expected ln p(x|z)": float(elbo.mean()) + kl, "kl": kl}
+    card["importance_ess"] = float(density.effective_samples(log_w).mean())
+    return mean, var
+
+
+def refit_sigma(card, model, train, seed):
+    """The one sigma that suits a fixed-sigma model's decoder and q best, found on training images, its gain on test's.
+
+    E_q ln p(x|z) = -D mse / (2 sigma^2) - (D/2) ln(2 pi sigma^2): mse, and with it any other sigma's, follow from one.
+    """
+    size, old = card["dimensions"], float(card["sigma"])
+    x = model.device(scaled(train))
+    mean, var = model.posterior(x)
+    eps = Noise(seed, 1).normal((2, *mean.shape))
+
+    def mse(likelihood):
+        return -2 * old**2 * (likelihood / size + math.log(2 * math.pi * old**2) / 2)
+
+    best = math.sqrt(mse(density.elbo(model, x, mean, var, eps, "refit of sigma")[0].mean()))
+    likelihood = card["elbo_parts"]["expected ln p(x|z)"]
+    refitted = -size * (mse(likelihood) / best**2 + math.log(2 * math.pi * best**2)) / 2
+    elbo = refitted - card["elbo_parts"]["kl"]
+    card["refitted_sigma"] = {"sigma": best, "elbo": elbo, "gain": refitted - likelihood,
+                              "bits_per_dim": float(density.bits_per_dim(elbo, size))}
+
+
+def latents(card, mean, var, seed):
+    active = density.active_units(mean)
+    lower, upper = density.aggregate_kl(mean, var, Noise(seed, 2))
+    card["latents"] = {"kl": density.kl_per_latent(mean, var).mean(0).tolist(), "active": active.tolist(),
+                       "aggregate_kl_lower": lower, "aggregate_kl_upper": upper}
+    idle = int((~active).sum())
+    if idle:
+        what = "the posterior has collapsed" if idle == len(active) else "the posterior has collapsed in part"
+        card["warning"] = f"{what}: q(z|x) ignores the image in {idle} of {len(active)} latents"
+
+
+def annealed(card, model, x, mean, var, importance, chains, steps, seed):
+    """All lower bounds and AIS on the same few test images, and what ln p(x) - ELBO is made of."""
+    size, noise = card["dimensions"], Noise(seed, 3)
+    naive = density.importance(model, x, np.zeros_like(mean), np.ones_like(var), NAIVE, noise, "naive Monte Carlo")
+    log_w = density.importance(model, x, mean, var, importance, noise, "importance weights")
+    eps = noise.normal((DRAWS, *mean.shape))
+    fitted = density.fit_posterior(model, x, mean, var, noise)
+    found = density.anneal(model, x, *fitted, chains, steps, noise)
+    elbo = density.elbo(model, x, mean, var, eps)[2].mean(0)
+    best = density.elbo(model, x, *fitted, eps, "ELBO, fitted q")[2].mean(0)
+    log_p = log_mean_exp(found["log_w"])
+    card["annealed"] = {
+        f"naive Monte Carlo, {NAIVE} draws": estimate(log_mean_exp(naive), size, AVERAGE),
+        f"ELBO, {DRAWS} draws": estimate(elbo, size, "lower bound"),
+        f"IWAE-{importance}": estimate(log_mean_exp(log_w), size, AVERAGE),
+        "ELBO of a q fitted to each image": estimate(best, size, "lower bound"),
+        "log-likelihood by AIS": estimate(log_p, size, AVERAGE),
+    }
+    card["gap"] = {"total": float((log_p - elbo).mean()), "approximation": float((log_p - best).mean()),
+                   "amortization": float((best - elbo).mean())}
+    card["ais"] = {"acceptance": float(found["acceptance"].mean()), "elbo_each": elbo.tolist(), "each": log_p.tolist(),
+                   "ess": float(density.effective_samples(found["log_w"]).mean()),
+                   "naive_ess": float(density.effective_samples(naive).mean())}
+
+
+def simulated(card, model, count, chains, steps, seed):
+    """AIS from both ends on images drawn from the model: how wrong AIS with these settings is, measured."""
+    noise = Noise(seed, 4)
+    z = noise.normal((count, model.vae.latent))
+    x = model.simulate(z, noise)
+    fitted = density.fit_posterior(model, x, *model.posterior(x), noise)
+    found = density.anneal(model, x, *fitted, chains, steps, noise, z)
+    lower, upper = log_mean_exp(found["log_w"]), -log_mean_exp(found["reverse_log_w"])
+    card["simulated"] = {
+        "lower": estimate(lower, card["dimensions"], AVERAGE),
+        "upper": estimate(upper, card["dimensions"], "upper bound on average"),
+        "gap": float((upper - lower).mean()), "largest_gap": float((upper - lower).max()),
+        "acceptance": float(found["acceptance"].mean()),
+        "ess": float(density.effective_samples(found["log_w"]).mean()),
+    }
+
+
+def print_card(card):
+    c, constant = card, card["dimensions"] / 2 * math.log(2 * math.pi)
+    print(f"\nDensity card of {c['run']}: update {c['update']}, sigma {c['sigma']}, seed {c['seed']}")
+    for split in ("train", "test"):
+        print(f"{split:<6}{c[split]['images']} images, sha256 {c[split]['sha256']}")
+    print("no test image occurs in the training set; batch norm in test mode throughout")
+    print(f"\n{'':<42}{'nats/image':>12}{'+-':>8}{'bits/dim':>10}")
+    print(f"{c['bounds']['uniform density']['images']} test images")
+    print_rows(c["bounds"])
+    parts, protocol = c["elbo_parts"], c["reference_protocol"]
+    print(f"  ELBO = E ln p(x|z) - KL(q||p) = {parts['expected ln p(x|z)']:.2f} - {parts['kl']:.2f}")
+    print(f"  effective sample size of the importance weights: {c['importance_ess']:.1f} of {c['importance']}")
+    print(f"  the reference's protocol ({protocol['images']} images, one z each, no (D/2) ln 2 pi = {constant:.2f}):")
+    print(f"    loss {protocol['loss']:.2f} = rec {protocol['rec']:.2f} + kl {protocol['kl']:.2f}")
+    if "refitted_sigma" in c:
+        refit = c["refitted_sigma"]
+        print(f"  best single sigma, refitted on training images: {refit['sigma']:.4f}; ELBO {refit['elbo']:.2f}, "
+              f"{refit['bits_per_dim']:.3f} bits/dim, a gain of {refit['gain']:.2f} nats")
+    ais, gap, ends, latents = c["ais"], c["gap"], c["simulated"], c["latents"]
+    print(f"the first {len(ais['each'])} of them")
+    print_rows(c["annealed"])
+    print(f"  AIS: {c['ais_chains']} chains of {c['ais_steps']} temperatures, acceptance {ais['acceptance']:.2f}; "
+          f"effective sample size {ais['ess']:.1f}, naive Monte Carlo's {ais['naive_ess']:.1f}")
+    print(f"  log-likelihood - ELBO = {gap['total']:.2f} = approximation {gap['approximation']:.2f} + amortization "
+          f"{gap['amortization']:.2f}")
+    print(f"{ends['lower']['images']} images simulated from the model: the error of AIS with these settings")
+    print_rows({"log-likelihood by AIS": ends["lower"], "log-likelihood by reverse AIS": ends["upper"]})
+    print(f"  gap {ends['gap']:.2f} nats, of one image at most {ends['largest_gap']:.2f}; acceptance "
+          f"{ends['acceptance']:.2f}, effective sample size {ends['ess']:.1f}")
+    print(f"latents, {sum(latents['active'])} of {len(latents['active'])} active")
+    print("  KL(q(z|x) || p(z)) in nats:", *(f"{kl:.2f}" for kl in latents["kl"]))
+    print(f"  KL(q(z) || p(z)) in nats: between {latents['aggregate_kl_lower']:.2f} and "
+          f"{latents['aggregate_kl_upper']:.2f}")
+    if "warning" in c:
+        print(f"warning: {c['warning']}")
+
+
+def print_rows(rows):
+    for name, row in rows.items():
+        print(f"  {name:<40}{row['nats_per_image']:12.2f}{row['standard_error']:8.2f}{row['bits_per_dim']:10.3f}"
+              f"  {row['kind']}")
+
+
+def draw(path, card):
+    """Bits per dimension of every row; ln p(x) against the ELBO, image by image; KL of each latent."""
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    bars, scatter, latents = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
+    rows = card["bounds"] | {f"{name} *": row for name, row in card["annealed"].items()}
+    bits = [row["bits_per_dim"] for row in rows.values()]
+    colors = ["C7" if row["kind"] == "exact" else "C0" for row in rows.values()]
+    bars.barh(list(rows), bits, color=colors)
+    bars.bar_label(bars.containers[0], fmt="%.2f", padding=2, fontsize=7)
+    bars.invert_yaxis()
+    bars.tick_params(axis="y", labelsize=7)
+    bars.set(title="bits per dimension (less is better)", xlim=(min(0, *bits), max(bits) * 1.15))
+    bars.set_xlabel(f"* {card['annealed']['log-likelihood by AIS']['images']} images; gray: exact, blue: a bound",
+                    fontsize=7)
+    scatter.plot(card["ais"]["elbo_each"], card["ais"]["each"], "o", ms=4)
+    scatter.axline((card["ais"]["each"][0],) * 2, slope=1, color="gray", lw=1)
+    scatter.set(title="test images", xlabel="ELBO, nats", ylabel="log-likelihood by AIS, nats")
+    active = card["latents"]["active"]
+    latents.bar(range(len(active)), card["latents"]["kl"], color=["C0" if on else "C3" for on in active])
+    latents.set(title="KL(q(z|x) || p(z)), nats", xlabel="latent (red: inactive)")
+    figure.savefig(path, dpi=130)
