@@ -16,6 +16,7 @@ commands:
   sample RUN           samples.png: images of random latent codes
   reconstruct RUN      reconstructions.png: test images beside their reconstructions
   interpolate RUN      interpolation.png: between pairs of test images, through the latent code
+  evaluate RUN         the density card: what ln p(x) is, and how surely (density.json, density.png)
   gradcheck            every gradient against finite differences
 
 python run.py COMMAND --help tells a command's options."""
@@ -93,6 +94,16 @@ def parser():
     for name, what in (("reconstruct", "reconstructions.png"), ("interpolate", "interpolation.png")):
         p = commands.add_parser(name, help=f"draw {what}", **formatter)
         p.add_argument("run", metavar="RUN", help="its directory")
+    p = commands.add_parser("evaluate", help="estimate ln p(x)", **formatter)
+    p.add_argument("run", metavar="RUN", help="its directory")
+    for name, what, cpu, gpu in (("images", "test images for the bounds", 1000, 1000),
+                                 ("importance", "importance samples for each", 100, 1000),
+                                 ("ais-images", "test images for annealed importance sampling", 16, 64),
+                                 ("ais-chains", "its chains for each image", 4, 16),
+                                 ("ais-steps", "its temperatures", 100, 1000)):
+        p.add_argument(f"--{name}", type=positive, default=argparse.SUPPRESS,
+                       help=f"{what} (default: {cpu} on a CPU, {gpu} on a GPU)")
+    p.add_argument("--seed", type=seed, default=0, help="of all draws")
     commands.add_parser("gradcheck", help="check every gradient", **formatter)
 
     for p in commands.choices.values():
@@ -214,6 +225,21 @@ def interpolate(args):
     print_pictures(run, "interpolation.png")
 
 
+def evaluate(args):
+    ops = operations(args)
+    from minivae import card, checkpoint
+    from minivae.runs import Run
+    from minivae.train import Trainer
+
+    run = Run.open(args.run)
+    dataset = matching_data(run)
+    trainer = Trainer(run.config, dataset, ops)
+    checkpoint.load_training(run / "checkpoint.h5", trainer)
+    settings = {name: getattr(args, name, value) for name, value in (card.GPU if args.gpu else card.CPU).items()}
+    card.evaluate(run, trainer, dataset, **settings, seed=args.seed)
+    print_pictures(run, "density.png", "density.json")
+
+
 def gradcheck(args):
     ops = operations(args)
     from minivae import gradcheck
@@ -226,7 +252,7 @@ def print_pictures(run, *names):
         print(run / name)
 
 
-COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, gradcheck)}
+COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, evaluate, gradcheck)}
 
 
 def main(argv):

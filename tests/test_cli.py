@@ -92,6 +92,15 @@ def test_sample_reconstruct_interpolate(folder):
         assert png(folder / "first" / name)[0] > 0
 
 
+def test_evaluate(folder):
+    settings = ["--images", 8, "--importance", 4, "--ais-images", 2, "--ais-chains", 2, "--ais-steps", 3]
+    done = run("evaluate", "first", *settings, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "log-likelihood by AIS" in done.stdout
+    assert json.loads((folder / "first" / "density.json").read_text())["test"]["images"] == 20
+    assert png(folder / "first" / "density.png")[0] > 0
+
+
 @pytest.mark.parametrize("arguments, says", [
     (["--steps", "0"], "--steps"),
     (["--steps", "many"], "whole number"),
@@ -100,6 +109,7 @@ def test_sample_reconstruct_interpolate(folder):
     (["--lr", "nan"], "above 0"),
     (["--latent", "-3"], "--latent"),
     (["--kl", "exact"], "--kl"),
+    (["--sigma", "0"], "--sigma"),
     (["--bogus"], "--bogus"),
     (["bogus"], "bogus"),
     (["--gpu"], "--gpu"),
