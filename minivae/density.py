@@ -282,10 +282,11 @@ class FullGaussian:
         self.mean = fitted.mean(0)
         values, self.axes = np.linalg.eigh(np.cov(fitted.T, bias=True))
         ridges = [2.0**power / 127.5**2 / 12 for power in range(-2, 20)]
-        self.var = max((np.maximum(values, 0) + ridge for ridge in ridges), key=lambda v: self._log(held, v).mean())
+        held = self._project(held)
+        self.var = max((np.maximum(values, 0) + ridge for ridge in ridges), key=lambda v: log_normal(held, 0, v).mean())
 
     def log_density(self, x):
-        return self._log(x.reshape(len(x), -1), self.var)
+        return log_normal(self._project(x.reshape(len(x), -1)), 0, self.var)
 
-    def _log(self, x, var):
-        return log_normal((x - self.mean) @ self.axes, 0, var)
+    def _project(self, x):
+        return (x - self.mean) @ self.axes

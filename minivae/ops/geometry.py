@@ -11,6 +11,7 @@ Source: tf.nn.convolution, "padding algorithm".
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,26 @@ class Geometry:
         return max((out - 1) * self.stride + self.kernel - size, 0) // 2
 
     @cached_property
-    def taps(self):
-        """For each tap that touches the image: (a, b, small index, big index), the indices for an NHWC array.
+    def row_taps(self):
+        """For each tap row that meets the image: (a, phase, small rows, big rows), the nearest first.
 
-        small index selects the small pixels whose big pixel through (a, b) lies inside; big index selects those.
+        Through tap row a the small rows (a slice) see big rows phase::s, of which the last slice selects as many.
         """
-        rows = [self._segment(a, self.top, self.height, self.out_height) for a in range(self.kernel)]
-        columns = [self._segment(b, self.left, self.width, self.out_width) for b in range(self.kernel)]
-        return [
-            (a, b, (slice(None), rows[a][0], columns[b][0]), (slice(None), rows[a][1], columns[b][1]))
-            for a in range(self.kernel) if rows[a]
-            for b in range(self.kernel) if columns[b]
-        ]
+        taps = []
+        for a in range(self.kernel):
+            phase, shift = (a - self.top) % self.stride, (a - self.top) // self.stride
+            first = max(-shift, 0)
+            last = min(-(-(self.height - phase) // self.stride) - shift, self.out_height)
+            if first < last:
+                taps.append((a, phase, slice(first, last), slice(first + shift, last + shift)))
+        return sorted(taps, key=lambda tap: abs(tap[3].start - tap[2].start))
 
-    def _segment(self, tap, before, size, out):
-        first = max(-((tap - before) // self.stride), 0)  # smallest i with i s - before + tap >= 0
-        last = min((size - 1 + before - tap) // self.stride, out - 1)
-        if last < first:
-            return None
-        start = first * self.stride - before + tap
-        return slice(first, last + 1), slice(start, start + (last - first) * self.stride + 1, self.stride)
+    @cached_property
+    def runs(self):
+        """The small columns in runs that see the image through the same tap columns: [(columns, taps)], two slices."""
+        def taps(j):
+            corner = j * self.stride - self.left
+            return max(-corner, 0), min(self.width - corner, self.kernel)
+
+        runs = [(list(columns), slice(*seen)) for seen, columns in groupby(range(self.out_width), taps)]
+        return [(slice(columns[0], columns[-1] + 1), seen) for columns, seen in runs]

@@ -1,18 +1,29 @@
 """The operations in NumPy: the definition of each, and fast.
 
 N images, (H, W) the big side of a Geometry, (h, w) its small side, I channels on the big side, O on the small side,
-M = N h w rows where only channels matter. Weights are (k, k, I, O) for conv and transposed conv alike.
+M = N h w rows where only channels matter. Weights are (k, k, I, O) for conv and transposed conv alike. Two subjects
+have files of their own and are imported from there: convolutions (numpy_conv) and batch norm (numpy_norm).
 """
 
 import numpy as np
 
 from minivae.ops import philox
+from minivae.ops.numpy_conv import conv, conv_dw, conv_dx, im2col  # noqa: F401
+from minivae.ops.numpy_norm import (  # noqa: F401
+    BN_EPS,
+    batch_moments,
+    batch_norm,
+    batch_norm_dx,
+    channel_sum,
+    moving_average,
+)
+from minivae.ops.threads import parallel, scratch, split
 
 xp = np
 
-WIDE = 2048  # elements: ufuncs reach full speed on inner loops of about this length
+ADAM_PIECE = 2**18  # elements: those of all five arrays fit in the caches of a core
+PRODUCT = 2**22  # multiplications worth waking a thread for
 VAR_FLOOR = 1e-5  # added to softplus: the variance of q(z|x) never reaches zero
-BN_EPS = 1e-3
 SIGMA_FLOOR = 1 / 127.5  # one grey level: a fitted p(x|z) narrower than that would describe the rounding
 
 
@@ -39,149 +50,33 @@ def capture(step):
     return step
 
 
-_scratch = Buffers()  # contents are dead when an operation returns, so all layers share them
-
-
-# Convolution and dense products
-
-
-def im2col(x, g, buffers):
-    """Every small pixel's k x k window of x (N, H, W, I), zero outside: (N, h, w, k, k, I).
-
-    The caller keeps the result for conv and conv_dw; `buffers` owns its memory.
-    """
-    n, channels = len(x), x.shape[3]
-    cols = buffers("cols", (n, g.out_height, g.out_width, g.kernel, g.kernel, channels), x.dtype)
-    for a, b, small, big in g.taps:  # what lies outside the image was zero when the buffer was made, and stays so
-        cols[small][:, :, :, a, b] = x[big]
-    return cols
-
-
-def conv(cols, w, g, y, moments=None):
-    """y (N, h, w, O) = im2col(x) @ w, with w (k, k, I, O) as a (k k I, O) matrix."""
-    out = w.shape[3]
-    np.matmul(cols.reshape(-1, w.size // out), w.reshape(-1, out), out=y.reshape(-1, out))
-    if moments is not None:
-        batch_moments(y, moments)
-
-
-def conv_dx(dy, w, g, dx, moments=None):
-    """dx (N, H, W, I) = col2im(dy @ w^T): the adjoint of conv in x, and a transposed convolution's forward."""
-    k, channels, out = g.kernel, w.shape[2], w.shape[3]
-    cols = _scratch("cols", (*dy.shape[:3], k, k, channels), dy.dtype)
-    np.matmul(dy.reshape(-1, out), w.reshape(-1, out).T, out=cols.reshape(-1, k * k * channels))
-    dx.fill(0)
-    for a, b, small, big in g.taps:
-        dx[big] += cols[small][:, :, :, a, b]
-    if moments is not None:
-        batch_moments(dx, moments)
-
-
-def conv_dw(cols, dy, g, dw):
-    """dw (k, k, I, O) = im2col(x)^T @ dy."""
-    out = dw.shape[3]
-    np.matmul(cols.reshape(-1, dw.size // out).T, dy.reshape(-1, out), out=dw.reshape(-1, out))
+# Dense products
 
 
 def dense(x, w, y, moments=None):
     """y (N, O) = x (N, I) @ w (I, O)."""
-    np.matmul(x, w, out=y)
+    _product(x, w, y)
     if moments is not None:
         batch_moments(y, moments)
 
 
 def dense_dx(dy, w, dx):
     """dx (N, I) = dy (N, O) @ w^T."""
-    np.matmul(dy, w.T, out=dx)
+    _product(dy, w.T, dx)
 
 
 def dense_dw(x, dy, dw):
     """dw (I, O) = x^T @ dy."""
-    np.matmul(x.T, dy, out=dw)
+    _product(x.T, dy, dw)
 
 
-# Batch normalization
-
-
-def batch_moments(x, moments):
-    """moments (2, C) = mean and biased variance of x (..., C) over all but the channels.
-
-    conv, conv_dx and dense call it when given `moments`: on a GPU their epilogue has the values at hand.
-    """
-    c = x.shape[-1]
-    rows = x.size // c
-    wide = _wide(x, c)
-    np.divide(_channel_sum(wide, c), rows, out=moments[0])
-    centred = _scratch("centred", wide.shape, x.dtype)
-    np.subtract(wide, _tile(moments[0], wide), out=centred)
-    np.square(centred, out=centred)
-    np.divide(_channel_sum(centred, c), rows, out=moments[1])
-
-
-def batch_norm(x, moments, gamma, beta, slope, y):
-    """y (..., C) = leaky(gamma (x - mean) / sqrt(var + 1e-3) + beta), leaky(u) = max(u, slope u); slope 1 for none."""
-    c = x.shape[-1]
-    mean, var = moments
-    scale = gamma / np.sqrt(var + x.dtype.type(BN_EPS))
-    wide, out = _wide(x, c), _wide(y, c)
-    np.subtract(wide, _tile(mean, wide), out=out)
-    np.multiply(out, _tile(scale, wide), out=out)
-    np.add(out, _tile(beta, wide), out=out)
-    if slope != 1:
-        np.maximum(out, np.multiply(out, slope, out=_scratch("slope", wide.shape, x.dtype)), out=out)
-
-
-def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
-    """The gradients of batch_norm; dx may be dy.  With n = (x - mean) rstd, u = gamma n + beta, M = x.size / C:
-
-        g = dy leaky'(u)      dgamma = sum g n      dbeta = sum g
-        dx = gamma rstd (g - dbeta / M - n dgamma / M)      train: mean and var depend on x
-        dx = gamma rstd g                                   test: they do not
-    """
-    c = x.shape[-1]
-    mean, var = moments
-    rstd = 1 / np.sqrt(var + x.dtype.type(BN_EPS))
-    wide, dy, out = _wide(x, c), _wide(dy, c), _wide(dx, c)
-    n, work = _scratch("n", wide.shape, x.dtype), _scratch("work", wide.shape, x.dtype)
-    np.subtract(wide, _tile(mean, wide), out=n)
-    np.multiply(n, _tile(rstd, wide), out=n)
-    if slope != 1:  # leaky' = (1 + slope)/2 with the sign of u on (1 - slope)/2
-        np.add(np.multiply(n, _tile(gamma, wide), out=work), _tile(beta, wide), out=work)
-        np.add(np.copysign(x.dtype.type((1 - slope) / 2), work, out=work), x.dtype.type((1 + slope) / 2), out=work)
-        np.multiply(dy, work, out=out)
-    elif out is not dy:
-        np.copyto(out, dy)
-    dbeta[...] = _channel_sum(out, c)
-    dgamma[...] = _channel_sum(np.multiply(out, n, out=work), c)
-    if train:
-        rows = x.size // c
-        np.multiply(n, _tile(dgamma / rows, wide), out=n)
-        np.subtract(out, n, out=out)
-        np.subtract(out, _tile(dbeta / rows, wide), out=out)
-    np.multiply(out, _tile(gamma * rstd, wide), out=out)
-
-
-def moving_average(moving, moments, decay):
-    """moving (2, C) = decay moving + (1 - decay) moments: the statistics of test mode."""
-    moving *= decay
-    moving += (1 - decay) * moments
-
-
-def _wide(x, c):
-    """x (..., C) as (M / r, r C), with r C near WIDE: a row of C elements would make the inner loop C long."""
-    rows = x.size // c
-    r = max(WIDE // c, 1)
-    while rows % r:
-        r -= 1
-    return x.reshape(rows // r, r * c)
-
-
-def _tile(row, wide):
-    return np.tile(row, wide.shape[1] // row.size)
-
-
-def _channel_sum(wide, c):
-    return wide.sum(0).reshape(-1, c).sum(0)
+def _product(a, b, out):
+    """out = a @ b, on all cores along its longer side."""
+    least = PRODUCT // (a.size if len(a) < b.shape[1] else b.size)
+    if len(a) < b.shape[1]:
+        parallel(lambda part: np.matmul(a, b[:, part], out=out[:, part]), split(b.shape[1], b.shape[1], least))
+    else:
+        parallel(lambda part: np.matmul(a[part], b, out=out[part]), split(len(a), len(a), least))
 
 
 # The Gaussians: latent code and image
@@ -230,11 +125,11 @@ def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
     np.einsum("ni,ni->n", flat, flat, out=rec)
     rec *= 0.5 * precision
     rec += flat.shape[1] * log_sigma[0]
-    slope = np.square(x_hat, out=_scratch("slope", x_hat.shape, x_hat.dtype))
+    slope = np.square(x_hat, out=scratch("slope", x_hat.shape, x_hat.dtype))
     np.subtract(1, slope, out=slope)
     da *= slope
     da *= scale * precision
-    db[...] = _channel_sum(_wide(da, b.size), b.size)
+    db[...] = channel_sum(da)
 
 
 def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
@@ -269,7 +164,7 @@ def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
     rec[...] = (ratio + np.log(var)).reshape(len(a), -1).sum(1) / 2
     np.multiply(error * (1 - x_hat**2) / var, scale, out=da[..., :c])
     np.multiply((1 - ratio) / (2 * var) * np.exp(-np.logaddexp(0, -t)), scale, out=da[..., c:])
-    db[...] = _channel_sum(_wide(da, b.size), b.size)
+    db[...] = channel_sum(da)
 
 
 def add(total, term):
@@ -298,20 +193,21 @@ def adam(values, grads, m, v, lr, t, beta1, beta2, eps):
     m = beta1 m + (1 - beta1) g      v = beta2 v + (1 - beta2) g^2
     values -= lr sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1)) m / (sqrt(v) + eps)
     """
-    step = lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1))
-    piece = 16384  # elements: the five arrays of a piece stay in the second-level cache
-    work = _scratch("adam", (piece,), values.dtype)
-    for i in range(0, values.size, piece):
-        p, g, mi, vi = (array[i : i + piece] for array in (values, grads, m, v))
-        d = work[: p.size]
+    step = values.dtype.type(lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1)))
+
+    def work(piece):
+        p, g, mi, vi = (array[piece] for array in (values, grads, m, v))
+        d = scratch("adam", p.shape, p.dtype)
         mi *= beta1
         mi += np.multiply(g, 1 - beta1, out=d)
         vi *= beta2
         vi += np.multiply(np.square(g, out=d), 1 - beta2, out=d)
         np.add(np.sqrt(vi, out=d), eps, out=d)
         np.divide(mi, d, out=d)
-        d *= values.dtype.type(step)
+        d *= step
         p -= d
+
+    parallel(work, split(values.size, ADAM_PIECE))
 
 
 def record(rec, kl, t, history):

@@ -1,0 +1,147 @@
+"""Batch normalization in NumPy, forward and backward; see numpy_ops for the shapes' letters.
+
+Arrays are walked as rows of about WIDE elements, with the channels' parameters tiled to that width: a ufunc reaches
+its full speed on inner loops of that length, and a row of C elements would make them C long.
+"""
+
+import numpy as np
+
+from minivae.ops.threads import parallel, scratch, split
+
+WIDE = 2048  # elements
+MOST, LEAST = 2**19, 2**17  # elements of one thread's piece: the third-level cache holds it; worth waking a thread
+BN_EPS = 1e-3
+
+
+def batch_moments(x, moments):
+    """moments (2, C) = mean and biased variance of x (..., C) over all but the channels.
+
+    conv, conv_dx and dense call it when given `moments`: on a GPU their epilogue has the values at hand.
+    Pieces have their own mean m_i and variance v_i; with their shares f_i of the rows
+
+        mean = sum f_i m_i      var = sum f_i (v_i + (m_i - mean)^2)
+    """
+    c = x.shape[-1]
+    wide = _wide(x, c)
+    pieces = _pieces(wide)
+    means, variances = np.empty((2, len(pieces), c), x.dtype)
+
+    def work(i):
+        piece = wide[pieces[i]]
+        means[i] = _sum_rows(piece, c) / (piece.size // c)
+        centred = np.subtract(piece, _tile(means[i], wide), out=scratch("centred", piece.shape, x.dtype))
+        variances[i] = _channel_dot(centred, centred, c) / (piece.size // c)
+
+    parallel(work, range(len(pieces)))
+    shares = np.array([(p.stop - p.start) / len(wide) for p in pieces], x.dtype)
+    moments[0] = shares @ means
+    moments[1] = shares @ (variances + (means - moments[0]) ** 2)
+
+
+def batch_norm(x, moments, gamma, beta, slope, y):
+    """y (..., C) = leaky(gamma (x - mean) / sqrt(var + 1e-3) + beta), leaky(u) = max(u, slope u); slope 1 for none."""
+    wide, out = _wide(x, x.shape[-1]), _wide(y, x.shape[-1])
+    mean, scale, beta = _tile(moments[0], wide), _tile(gamma * _rstd(moments), wide), _tile(beta, wide)
+
+    def work(piece):
+        u = out[piece]
+        np.subtract(wide[piece], mean, out=u)
+        np.multiply(u, scale, out=u)
+        np.add(u, beta, out=u)
+        if slope != 1:
+            np.maximum(u, np.multiply(u, slope, out=scratch("slope", u.shape, x.dtype)), out=u)
+
+    parallel(work, _pieces(wide))
+
+
+def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
+    """The gradients of batch_norm; dx may be dy.  With n = (x - mean) rstd, u = gamma n + beta, M = x.size / C:
+
+        g = dy leaky'(u)      dgamma = sum g n      dbeta = sum g
+        dx = gamma rstd (g - dbeta / M - n dgamma / M)      train: mean and var depend on x
+        dx = gamma rstd g                                   test: they do not
+    """
+    c = x.shape[-1]
+    wide, given, out = _wide(x, c), _wide(dy, c), _wide(dx, c)
+    pieces, rstd = _pieces(wide), _rstd(moments)
+    mean, scale, offset = _tile(moments[0], wide), _tile(gamma * rstd, wide), _tile(beta, wide)
+    sums, dots = np.empty((2, len(pieces), c), x.dtype)
+
+    def reduce(i):
+        g, shape = out[pieces[i]], out[pieces[i]].shape
+        centred = np.subtract(wide[pieces[i]], mean, out=scratch("centred", shape, x.dtype))
+        if slope != 1:
+            u = np.multiply(centred, scale, out=scratch("u", shape, x.dtype))
+            np.multiply(given[pieces[i]], _leaky_slope(np.add(u, offset, out=u), slope), out=g)
+        elif out is not given:
+            np.copyto(g, given[pieces[i]])
+        sums[i], dots[i] = _sum_rows(g, c), _channel_dot(g, centred, c)
+
+    parallel(reduce, range(len(pieces)))
+    dbeta[...] = sums.sum(0)
+    dgamma[...] = dots.sum(0) * rstd
+    rows = x.size // c
+    by_x = _tile(-gamma * rstd**2 * dgamma / rows, wide)  # dx = scale g + by_x (x - mean) + constant
+    constant = _tile(-gamma * rstd * dbeta / rows, wide)
+
+    def finish(piece):
+        g = out[piece]
+        np.multiply(g, scale, out=g)
+        if train:
+            term = np.subtract(wide[piece], mean, out=scratch("centred", g.shape, x.dtype))
+            np.add(np.multiply(term, by_x, out=term), constant, out=term)
+            np.add(g, term, out=g)
+
+    parallel(finish, pieces)
+
+
+def moving_average(moving, moments, decay):
+    """moving (2, C) = decay moving + (1 - decay) moments: the statistics of test mode."""
+    moving *= decay
+    moving += (1 - decay) * moments
+
+
+def _leaky_slope(u, slope):
+    """leaky'(u) in place of u: 1, or slope where the sign bit is set; integers do it without a branch."""
+    integer = np.dtype(f"i{u.itemsize}")
+    one, other = np.array([1, slope], u.dtype).view(integer)
+    bits = u.view(integer)
+    np.right_shift(bits, 8 * u.itemsize - 1, out=bits)  # all ones, or all zeros
+    np.bitwise_and(bits, one ^ other, out=bits)
+    np.bitwise_xor(bits, one, out=bits)
+    return u
+
+
+def _rstd(moments):
+    return 1 / np.sqrt(moments[1] + moments.dtype.type(BN_EPS))
+
+
+def _wide(x, c):
+    """x (..., C) as (M / r, r C), with r C near WIDE."""
+    rows = x.size // c
+    r = max(WIDE // c, 1)
+    while rows % r:
+        r -= 1
+    return x.reshape(rows // r, r * c)
+
+
+def _pieces(wide):
+    width = wide.shape[1]
+    return split(len(wide), MOST // width, LEAST // width)
+
+
+def _tile(row, wide):
+    return np.tile(row, wide.shape[1] // row.size)
+
+
+def channel_sum(x):
+    """The sums (C,) of x (..., C) over all axes but the last."""
+    return _sum_rows(_wide(x, x.shape[-1]), x.shape[-1])
+
+
+def _sum_rows(wide, c):
+    return wide.sum(0).reshape(-1, c).sum(0)
+
+
+def _channel_dot(a, b, c):
+    return np.einsum("rc,rc->c", a, b).reshape(-1, c).sum(0)
