@@ -127,10 +127,9 @@ class BatchNorm(Layer):
         """The batch's moments must lie in batch_moments(x.dtype) already: the affine layer before computes them."""
         self.x, self.train = x, train
         self.moments = self.batch_moments(x.dtype) if train else self.moving.value
-        if train:
-            self.ops.moving_average(self.moving.value, self.moments, DECAY)
         y = self.like("y", x.shape, x)
-        self.ops.batch_norm(x, self.moments, self.gamma.value, self.beta.value, self.slope, y)
+        self.ops.batch_norm(x, self.moments, self.gamma.value, self.beta.value, self.slope, y,
+                            self.moving.value if train else None, DECAY)
         return y
 
     def batch_moments(self, dtype):

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emulator import emulator
 
 from minivae import gradcheck
-from minivae.ops import numpy_ops
+from minivae.ops import cuda_module, numpy_ops
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -30,3 +31,13 @@ def check(rng):
 @pytest.fixture(scope="session")
 def ops():
     return numpy_ops
+
+
+@pytest.fixture(params=emulator.ORDERS, ids=lambda order: f"order{order}")
+def cuda(request):
+    """CUDA kernels run on the emulator, on NumPy arrays, in each order of lanes."""
+    if emulator.WHY_NOT:
+        pytest.skip(emulator.WHY_NOT)
+    cuda_module.use(np, emulator.RawModule)
+    with emulator.lane_order(request.param):
+        yield

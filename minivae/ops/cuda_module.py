@@ -19,13 +19,17 @@ xp = None  # cupy, or numpy under the tests' emulator
 precision = "tf32"  # of float32 products: "tf32" (tensor cores, 10 bits of mantissa) or "fp32"
 capability = 0  # 90 for compute capability 9.0
 _raw_module = None
+_stream = None
 _generation = 0  # counts use(): what was compiled or allocated under another array module is not used again
 
 
-def use(array_module, raw_module, compute_capability=90):
-    """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins of the two."""
-    global xp, capability, _raw_module, _generation
-    xp, capability, _raw_module = array_module, compute_capability, raw_module
+def use(array_module, raw_module, compute_capability=90, stream=None):
+    """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins of the two.
+
+    stream: the current one, on which everything runs; None for a stand-in, which has no graphs to replay.
+    """
+    global xp, capability, _raw_module, _stream, _generation
+    xp, capability, _raw_module, _stream = array_module, compute_capability, raw_module, stream
     _generation += 1
 
 
@@ -42,7 +46,9 @@ def require_gpu(precision="tf32"):
                         f"and the libraries with: {INSTALL}") from e
     if not found:
         raise UserError("--gpu needs an NVIDIA GPU, and none is visible; see nvidia-smi and CUDA_VISIBLE_DEVICES")
-    use(cupy, cupy.RawModule, int(cupy.cuda.Device().compute_capability))
+    stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
+    stream.use()
+    use(cupy, cupy.RawModule, int(cupy.cuda.Device().compute_capability), stream)
     set_precision(precision)
 
 
@@ -74,7 +80,7 @@ class Source:
     def launch(self, name, dtype, grid, block, *args, shared=0):
         """Start kernel `name` on the current stream: `grid` blocks of `block` threads (numbers or tuples).
 
-        An int goes to the kernel as an int, a float as T, a NumPy scalar as itself, None as a null array of dtype T.
+        An int goes to the kernel as an int, a float as T, a NumPy scalar as itself, None as a null pointer.
         shared: bytes of dynamic shared memory.
         """
         function = self._function(name, np.dtype(dtype))
@@ -95,6 +101,8 @@ def _tuple(size):
 
 
 def _argument(value, dtype):
+    if value is None:
+        return np.uint64(0)  # CuPy would hand over no argument at all
     if isinstance(value, np.generic):
         return value
     if isinstance(value, int):
@@ -102,6 +110,34 @@ def _argument(value, dtype):
     if isinstance(value, float):
         return np.dtype(dtype).type(value)
     return value
+
+
+def to_host(array):
+    """The array as NumPy: a copy, which waits for the device."""
+    return array if xp is np else xp.asnumpy(array)
+
+
+def capture(step):
+    """A function that does what step() does: the first call runs it, the second records its launches as a CUDA graph.
+
+    From then on a call is one launch of that graph. step() must find its arrays made and must not wait for the device.
+    """
+    if _stream is None:
+        return step
+    calls, graph, stream = 0, None, _stream
+
+    def replay():
+        nonlocal calls, graph
+        calls += 1
+        if calls == 1:
+            return step()  # compiles kernels, makes buffers
+        if graph is None:
+            stream.begin_capture()
+            step()
+            graph = stream.end_capture()
+        graph.launch(stream)
+
+    return replay
 
 
 class Buffers:

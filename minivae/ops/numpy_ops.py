@@ -14,9 +14,9 @@ from minivae.ops.numpy_norm import (  # noqa: F401
     batch_moments,
     batch_norm,
     batch_norm_dx,
-    channel_sum,
     moving_average,
 )
+from minivae.ops.numpy_norm import channel_sum as _channel_sum
 from minivae.ops.threads import parallel, scratch, split
 
 xp = np
@@ -129,7 +129,7 @@ def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
     np.subtract(1, slope, out=slope)
     da *= slope
     da *= scale * precision
-    db[...] = channel_sum(da)
+    db[...] = _channel_sum(da)
 
 
 def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
@@ -164,7 +164,7 @@ def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
     rec[...] = (ratio + np.log(var)).reshape(len(a), -1).sum(1) / 2
     np.multiply(error * (1 - x_hat**2) / var, scale, out=da[..., :c])
     np.multiply((1 - ratio) / (2 * var) * np.exp(-np.logaddexp(0, -t)), scale, out=da[..., c:])
-    db[...] = channel_sum(da)
+    db[...] = _channel_sum(da)
 
 
 def add(total, term):

@@ -112,6 +112,8 @@ class Kernel:
 
     def _value(self, i, argument, mangled):
         expected = TYPES[mangled[-1]]
+        if mangled[0] == "P" and isinstance(argument, np.uint64) and argument == 0:
+            return ctypes.c_void_p(0)
         if mangled[0] == "P":
             if not isinstance(argument, np.ndarray) or argument.dtype != expected or not argument.flags.c_contiguous:
                 raise EmulatorError(f"{self.name}: argument {i} must be a contiguous {expected} array, "

@@ -84,3 +84,17 @@ __device__ __forceinline__ bool last_block(unsigned* counter, unsigned blocks) {
   if (last) __threadfence();
   return last;
 }
+template <int V> __device__ __forceinline__ Vec<V> load(const T* p) { return *reinterpret_cast<const Vec<V>*>(p); }
+template <int V> __device__ __forceinline__ void store(T* p, const Vec<V>& v) { *reinterpret_cast<Vec<V>*>(p) = v; }
+
+// s holds rows x width values of a block, s[row * width + i]; afterwards s[i] is their sum over the rows, always added
+// in the same order: the lower half of the rows onto the upper, again and again.
+template <class V> __device__ __forceinline__ void fold_rows(V* s, int rows, int width) {
+  __syncthreads();
+  while (rows > 1) {
+    const int half = (rows + 1) / 2;
+    for (int i = threadIdx.x; i < (rows - half) * width; i += blockDim.x) s[i] += s[i + half * width];
+    rows = half;
+    __syncthreads();
+  }
+}

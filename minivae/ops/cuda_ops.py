@@ -1,0 +1,110 @@
+"""The operations on the GPU: each launches the kernels that do what numpy_ops says under the same name.
+
+How a kernel works is said beside it, in kernels/*.cu. Batch norm is in cuda_norm, convolutions and products in cuda_conv.
+"""
+
+import numpy as np
+
+from minivae.ops import cuda_module
+from minivae.ops.cuda_module import Buffers, Source, capture, scratch, to_host  # noqa: F401
+from minivae.ops.cuda_norm import batch_moments, batch_norm, batch_norm_dx, moving_average  # noqa: F401
+from minivae.ops.numpy_ops import SIGMA_FLOOR, VAR_FLOOR
+
+GAUSSIAN = Source("gaussian.cu", names=["latent", "latent_dx", "bias_tanh", "tanh_gaussian<1>", "tanh_gaussian<4>",
+                                        "tanh_gaussian_pixel", "log_sigma_dx", "fit_sigma"])
+STEP = Source("step.cu", names=["normal", "gather", "adam<1>", "adam<4>", "add<1>", "add<4>", "record"])
+THREADS = 256
+LANES = 192  # threads of tanh_gaussian, at most
+BLOCKS = 1024  # about eight for each multiprocessor of a large card
+
+
+def __getattr__(name):
+    if name == "xp":  # CuPy, or what cuda_module.use put in its place
+        return cuda_module.xp
+    raise AttributeError(name)
+
+
+# The Gaussians: latent code and image
+
+
+def latent(mean, s, eps, analytic, z, var, kl):
+    n, size = mean.shape
+    GAUSSIAN.launch("latent", mean.dtype, _blocks(32 * n), THREADS, mean, s, eps, int(analytic), VAR_FLOOR, n, size,
+                    z, var, kl)
+
+
+def latent_dx(dz, mean, s, eps, analytic, scale, z, var, dmean, ds):
+    GAUSSIAN.launch("latent_dx", dz.dtype, _blocks(dz.size), THREADS, dz, mean, s, eps, int(analytic), float(scale),
+                    z, var, dz.size, dmean, ds)
+
+
+def bias_tanh(a, b, x_hat):
+    GAUSSIAN.launch("bias_tanh", a.dtype, _blocks(a.size), THREADS, a, b, b.size, a.size, x_hat)
+
+
+def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
+    v = _vector(x[0].size)
+    parts, block, *tail = _image_tiling(x, v, 2)
+    GAUSSIAN.launch(f"tanh_gaussian<{v}>", x.dtype, len(x) * parts, block, a, b, x, log_sigma, float(scale), *tail,
+                    x_hat, rec, da, db)
+
+
+def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
+    GAUSSIAN.launch("log_sigma_dx", rec.dtype, 1, THREADS, rec, log_sigma, size, float(scale), rec.size, dlog_sigma)
+
+
+def fit_sigma(rec, size, log_sigma):
+    GAUSSIAN.launch("fit_sigma", rec.dtype, 1, THREADS, rec, size, SIGMA_FLOOR, rec.size, log_sigma)
+
+
+def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
+    parts, block, *tail = _image_tiling(x, 1, 3)
+    GAUSSIAN.launch("tanh_gaussian_pixel", x.dtype, len(x) * parts, block, a, b, x, float(scale), SIGMA_FLOOR**2, *tail,
+                    x_hat, rec, da, db)
+
+
+def add(total, term):
+    v = _vector(total.size)
+    STEP.launch(f"add<{v}>", total.dtype, _blocks(total.size // v), THREADS, term, total.size, total)
+
+
+# A training step's ends: noise, batch, update, log
+
+
+def normal(seed, stream, t, out):
+    STEP.launch("normal", out.dtype, _blocks(-(-out.size // 4)), THREADS, np.uint64(seed),
+                np.uint32(stream), t, out.size, out)
+
+
+def gather(images, index, t, x):
+    window, n = index.shape
+    size = x[0].size
+    STEP.launch("gather", x.dtype, (n, _blocks(size // 4)), THREADS, images, index, t, window, size, x)
+
+
+def adam(values, grads, m, v, lr, t, beta1, beta2, eps):
+    width = _vector(values.size)
+    STEP.launch(f"adam<{width}>", values.dtype, min(_blocks(values.size // width), BLOCKS), THREADS, lr, t,
+                np.float64(beta1), np.float64(beta2), eps, values.size, values, grads, m, v)
+
+
+def record(rec, kl, t, history):
+    STEP.launch("record", rec.dtype, 1, THREADS, rec, kl, rec.size, len(history), t, history)
+
+
+def _blocks(threads):
+    return -(-threads // THREADS)
+
+
+def _vector(count):
+    """Values that a thread takes at a time."""
+    return 4 if count % 4 == 0 else 1
+
+
+def _image_tiling(x, v, sums):
+    """parts, block, and the arguments from `images` to `counter`: blocks enough to fill the card with a small batch."""
+    n, size, c = len(x), x[0].size, x.shape[-1]
+    block = LANES // c * c
+    parts = max(1, min(-(-size // (block * v)), BLOCKS // 4 // n))
+    return (parts, block, n, size, c, parts, scratch("image_sums", (n * parts, sums, c), x.dtype),
+            scratch("image_counter", (1,), "uint32"))

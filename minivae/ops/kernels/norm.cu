@@ -1,0 +1,203 @@
+// Batch normalization, forward and backward: the kernels of cuda_norm.py, each with the NumPy line that it replaces.
+//
+// x is a matrix of `rows` rows and c channels, channels side by side. A thread takes V neighbouring channels, 16 bytes of
+// floats, and walks down the rows, so that its channels' constants are read once and stay in registers. A block is
+// `columns` such threads wide, 128 bytes: a line of the cache; the rest of its threads stand on further rows.
+// blockIdx.y is the strip of channels, blockIdx.x the share of the rows: neighbouring rows go to neighbouring threads.
+//
+// Sums over rows: each thread's own, then the block's in shared memory (fold_rows), then, by the last block of a strip to
+// come, those of the strip's blocks. Every order is fixed, so two runs give the same bits.
+
+constexpr int THREADS = 256;  // of a block, at most; cuda_norm.py knows it too
+
+template <int V> struct Place {
+  int column, lane, lanes, channel, row, step;
+  bool inside;
+  __device__ Place(int c, int columns)
+      : column(threadIdx.x % columns), lane(threadIdx.x / columns), lanes(blockDim.x / columns),
+        channel((blockIdx.y * columns + column) * V), row(blockIdx.x * lanes + lane), step(gridDim.x * lanes),
+        inside(channel < c) {}
+};
+
+template <int V> struct Constants {  // of a thread's channels: u = (x - mean) scale + offset, scale = gamma rstd
+  T mean[V], rstd[V], scale[V], offset[V];
+  __device__ Constants(const T* moments, const T* gamma, const T* beta, T eps, int channel, int c) {
+    for (int k = 0; k < V; ++k) {
+      mean[k] = moments[channel + k];
+      rstd[k] = 1 / sqrt(moments[c + channel + k] + eps);
+      scale[k] = gamma[channel + k] * rstd[k];
+      offset[k] = beta[channel + k];
+    }
+  }
+};
+
+// Each channel's sum of `value` over the block's rows, in every thread of the channel. Uses s (THREADS * V).
+template <int V> __device__ void sum_rows(T* s, const Place<V>& at, int columns, T* value) {
+  __syncthreads();  // the last sums in s have been read
+  for (int k = 0; k < V; ++k) s[(at.lane * columns + at.column) * V + k] = value[k];
+  fold_rows(s, at.lanes, columns * V);
+  for (int k = 0; k < V; ++k) value[k] = s[at.column * V + k];
+}
+
+// moments[0] = mean, moments[1] = variance: means[i] = sum_rows / n; variances[i] = centred.dot(centred) / n; then
+//   mean = sum f_i m_i    var = sum f_i (v_i + (m_i - mean)^2)    f_i: a block's share of the rows
+// A block reads its rows twice, the second time from the cache: sums of squares alone would lose a small variance's digits.
+template <int V>
+__global__ void batch_moments(const T* x, int rows, int c, int columns, T* partial, unsigned* counters, T* moments) {
+  SHARED(T, s, [THREADS * V]);
+  const Place<V> at(c, columns);
+  T mean[V] = {}, spread[V] = {};
+  auto rows_of = [&](int block) {
+    const int rest = rows % at.step - block * at.lanes;
+    return rows / at.step * at.lanes + min(max(rest, 0), at.lanes);
+  };
+  for (int r = at.row; at.inside && r < rows; r += at.step) {
+    const Vec<V> v = load<V>(x + (size_t)r * c + at.channel);
+    for (int k = 0; k < V; ++k) mean[k] += v.at[k];
+  }
+  sum_rows<V>(s, at, columns, mean);
+  for (int k = 0; k < V; ++k) mean[k] /= rows_of(blockIdx.x);
+  for (int r = at.row; at.inside && r < rows; r += at.step) {
+    const Vec<V> v = load<V>(x + (size_t)r * c + at.channel);
+    for (int k = 0; k < V; ++k) spread[k] += (v.at[k] - mean[k]) * (v.at[k] - mean[k]);
+  }
+  sum_rows<V>(s, at, columns, spread);
+  if (at.inside && at.lane == 0)
+    for (int k = 0; k < V; ++k) {
+      partial[(size_t)2 * blockIdx.x * c + at.channel + k] = mean[k];
+      partial[(size_t)(2 * blockIdx.x + 1) * c + at.channel + k] = spread[k];
+    }
+  if (!last_block(counters + blockIdx.y, gridDim.x)) return;
+
+  T whole[V] = {}, var[V] = {};
+  for (int i = at.lane; at.inside && i < gridDim.x; i += at.lanes)
+    for (int k = 0; k < V; ++k) whole[k] += rows_of(i) * partial[(size_t)2 * i * c + at.channel + k];
+  sum_rows<V>(s, at, columns, whole);
+  for (int k = 0; k < V; ++k) whole[k] /= rows;
+  for (int i = at.lane; at.inside && i < gridDim.x; i += at.lanes)
+    for (int k = 0; k < V; ++k) {
+      const T off = partial[(size_t)2 * i * c + at.channel + k] - whole[k];
+      var[k] += partial[(size_t)(2 * i + 1) * c + at.channel + k] + rows_of(i) * off * off;
+    }
+  sum_rows<V>(s, at, columns, var);
+  if (at.inside && at.lane == 0)
+    for (int k = 0; k < V; ++k) {
+      moments[at.channel + k] = whole[k];
+      moments[c + at.channel + k] = var[k] / rows;
+    }
+}
+
+// y = (x - mean) * scale + beta; y = np.maximum(y, slope * y); and, with moving, by the first block of each strip:
+// moving *= decay; moving += (1 - decay) * moments. No two threads meet; the arrays are read and written once.
+template <int V>
+__global__ void batch_norm(const T* x, const T* moments, const T* gamma, const T* beta, T slope, T eps, T* moving,
+                           T decay, T gain, int rows, int c, int columns, T* y) {
+  const Place<V> at(c, columns);
+  if (!at.inside) return;
+  const Constants<V> is(moments, gamma, beta, eps, at.channel, c);
+  if (moving && at.row == 0)
+    for (int i = 0; i < 2 * c; i += c)
+      for (int k = at.channel; k < at.channel + V; ++k) moving[i + k] = decay * moving[i + k] + gain * moments[i + k];
+  for (int r = at.row; r < rows; r += at.step) {
+    const size_t i = (size_t)r * c + at.channel;
+    Vec<V> v = load<V>(x + i);
+    for (int k = 0; k < V; ++k) {
+      const T u = (v.at[k] - is.mean[k]) * is.scale[k] + is.offset[k];
+      v.at[k] = u > slope * u ? u : slope * u;
+    }
+    store<V>(y + i, v);
+  }
+}
+
+// g = dy leaky'(u) of one vector; centred = x - mean.
+template <int V>
+__device__ __forceinline__ Vec<V> slope_of(const T* dy, const T* x, size_t i, const Constants<V>& is, T slope,
+                                           T* centred) {
+  Vec<V> g = load<V>(dy + i);
+  const Vec<V> v = load<V>(x + i);
+  for (int k = 0; k < V; ++k) {
+    centred[k] = v.at[k] - is.mean[k];
+    if (centred[k] * is.scale[k] + is.offset[k] < 0) g.at[k] *= slope;
+  }
+  return g;
+}
+
+// dx = scale * g + by_x * (x - mean) + constant, by_x = -gamma rstd^2 dgamma / rows, constant = -gamma rstd dbeta / rows,
+// both 0 in test mode. dx may be dy: a thread writes only what it alone has read.
+template <int V>
+__device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Constants<V>& is, T slope, bool train,
+                         const T* dgamma, const T* dbeta, int rows, int c, T* dx) {
+  T by_x[V], constant[V];
+  for (int k = 0; k < V; ++k) {
+    by_x[k] = train ? -is.scale[k] * is.rstd[k] * dgamma[k] / rows : 0;
+    constant[k] = train ? -is.scale[k] * dbeta[k] / rows : 0;
+  }
+  for (int r = at.row; at.inside && r < rows; r += at.step) {
+    const size_t i = (size_t)r * c + at.channel;
+    T centred[V];
+    Vec<V> g = slope_of<V>(dy, x, i, is, slope, centred);
+    for (int k = 0; k < V; ++k) g.at[k] = is.scale[k] * g.at[k] + (by_x[k] * centred[k] + constant[k]);
+    store<V>(dx + i, g);
+  }
+}
+
+// dbeta = g.sum(0); dgamma = (g * (x - mean)).sum(0) * rstd. Where one block has all rows of its strip (gridDim.x is 1:
+// a dense layer's few rows) it writes dx too, which saves a launch; else batch_norm_dx does.
+template <int V>
+__global__ void batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, T eps,
+                                int train, int rows, int c, int columns, T* partial, unsigned* counters, T* dx,
+                                T* dgamma, T* dbeta) {
+  SHARED(T, s, [THREADS * V]);
+  const Place<V> at(c, columns);
+  const Constants<V> is(moments, gamma, beta, eps, at.inside ? at.channel : 0, c);
+  T sum[V] = {}, dot[V] = {};
+  for (int r = at.row; at.inside && r < rows; r += at.step) {
+    T centred[V];
+    const Vec<V> g = slope_of<V>(dy, x, (size_t)r * c + at.channel, is, slope, centred);
+    for (int k = 0; k < V; ++k) {
+      sum[k] += g.at[k];
+      dot[k] += g.at[k] * centred[k];
+    }
+  }
+  sum_rows<V>(s, at, columns, sum);
+  sum_rows<V>(s, at, columns, dot);
+  if (gridDim.x > 1) {
+    if (at.inside && at.lane == 0)
+      for (int k = 0; k < V; ++k) {
+        partial[(size_t)2 * blockIdx.x * c + at.channel + k] = sum[k];
+        partial[(size_t)(2 * blockIdx.x + 1) * c + at.channel + k] = dot[k];
+      }
+    if (!last_block(counters + blockIdx.y, gridDim.x)) return;
+    for (int k = 0; k < V; ++k) sum[k] = dot[k] = 0;
+    for (int i = at.lane; at.inside && i < gridDim.x; i += at.lanes)
+      for (int k = 0; k < V; ++k) {
+        sum[k] += partial[(size_t)2 * i * c + at.channel + k];
+        dot[k] += partial[(size_t)(2 * i + 1) * c + at.channel + k];
+      }
+    sum_rows<V>(s, at, columns, sum);
+    sum_rows<V>(s, at, columns, dot);
+  }
+  for (int k = 0; k < V; ++k) dot[k] *= is.rstd[k];
+  if (at.inside && at.lane == 0)
+    for (int k = 0; k < V; ++k) {
+      dbeta[at.channel + k] = sum[k];
+      dgamma[at.channel + k] = dot[k];
+    }
+  if (gridDim.x == 1) write_dx<V>(at, dy, x, is, slope, train, dot, sum, rows, c, dx);
+}
+
+// The second pass where the rows were shared out: dx from dgamma and dbeta.
+template <int V>
+__global__ void batch_norm_dx(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, T eps,
+                              int train, const T* dgamma, const T* dbeta, int rows, int c, int columns, T* dx) {
+  const Place<V> at(c, columns);
+  if (!at.inside) return;
+  const Constants<V> is(moments, gamma, beta, eps, at.channel, c);
+  write_dx<V>(at, dy, x, is, slope, train, dgamma + at.channel, dbeta + at.channel, rows, c, dx);
+}
+
+// moving *= decay; moving += (1 - decay) * moments, where batch_norm does not do it: a handful of values.
+__global__ void moving_average(const T* moments, T decay, T gain, int count, T* moving) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) moving[i] = decay * moving[i] + gain * moments[i];
+}

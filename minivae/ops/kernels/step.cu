@@ -1,0 +1,112 @@
+// A training step's ends: noise, batch, update, log. Each kernel quotes the NumPy lines that it replaces.
+
+constexpr int THREADS = 256;  // of record's block
+
+// philox.philox4x32: ten rounds of two 32 x 32 -> 64 bit products.
+__device__ __forceinline__ uint4 philox4x32(uint4 c, unsigned k0, unsigned k1) {
+  for (int round = 0; round < 10; ++round) {
+    const unsigned p_high = __umulhi(0xD2511F53u, c.x), p_low = 0xD2511F53u * c.x;
+    const unsigned q_high = __umulhi(0xCD9E8D57u, c.z), q_low = 0xCD9E8D57u * c.z;
+    c = make_uint4(q_high ^ c.y ^ k0, q_low, p_high ^ c.w ^ k1, p_low);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return c;
+}
+
+// counter = (position // 4, stream, step % 2**32, step >> 32), key = seed
+__device__ __forceinline__ uint4 random_words(unsigned long long seed, unsigned stream, unsigned long long step,
+                                              unsigned position) {
+  return philox4x32(make_uint4(position / 4, stream, (unsigned)step, (unsigned)(step >> 32)), (unsigned)seed,
+                    (unsigned)(seed >> 32));
+}
+
+// out = philox.normals(seed, stream, t[0], count): radius = sqrt(-2 ln u), radius * cos(2 pi v), radius * sin(2 pi v),
+// u, v = (words + 0.5) / 2**32. A thread makes the four normals of one counter, in double as NumPy does, whatever T is:
+// a batch needs a few hundred.
+__global__ void normal(unsigned long long seed, unsigned stream, const long long* t, int count, T* out) {
+  const int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
+  if (i >= count) return;
+  const uint4 w = random_words(seed, stream, t[0], i);
+  const unsigned pairs[2][2] = {{w.x, w.y}, {w.z, w.w}};
+  for (int k = 0; k < 2; ++k) {
+    const double u = (pairs[k][0] + 0.5) / 4294967296.0, v = (pairs[k][1] + 0.5) / 4294967296.0;
+    const double radius = sqrt(-2 * log(u));
+    double sine, cosine;
+    sincospi(2 * v, &sine, &cosine);
+    if (i + 2 * k < count) out[i + 2 * k] = radius * cosine;
+    if (i + 2 * k + 1 < count) out[i + 2 * k + 1] = radius * sine;
+  }
+}
+
+// x = images[index[t[0] % len(index)]] / 127.5 - 1
+// blockIdx.x is the image of the batch, blockIdx.y a part of it; a thread turns four bytes into four values at a time.
+// `size` values an image, a multiple of 4: height and width are even.
+__global__ void gather(const unsigned char* images, const int* index, const long long* t, int window, int size, T* x) {
+  const int batch = gridDim.x, row = index[t[0] % window * batch + blockIdx.x];
+  const unsigned char* from = images + (size_t)row * size;
+  T* to = x + (size_t)blockIdx.x * size;
+  for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 4; i < size; i += gridDim.y * blockDim.x * 4) {
+    const unsigned bytes = *reinterpret_cast<const unsigned*>(from + i);
+    Vec<4> v;
+    for (int k = 0; k < 4; ++k) v.at[k] = (T)(bytes >> 8 * k & 255) / (T)127.5 - 1;
+    store<4>(to + i, v);
+  }
+}
+
+// mi = beta1 * mi + (1 - beta1) * g; vi = beta2 * vi + (1 - beta2) * g**2; p -= step * mi / (np.sqrt(vi) + eps), where
+// step = lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1))
+// One launch over the flat buffers, V values (16 bytes of floats) of each at a time; it is bound by memory: 28 bytes a
+// parameter. The step size is read from the device, so a captured graph follows lr and t; a block computes it once.
+template <int V>
+__global__ void adam(const double* lr, const long long* t, double beta1, double beta2, T eps, int size, T* values,
+                     const T* grads, T* m, T* v) {
+  SHARED(T, step, [1]);
+  if (threadIdx.x == 0) {
+    const double count = t[0] + 1;
+    step[0] = lr[0] * sqrt(1 - pow(beta2, count)) / (1 - pow(beta1, count));
+  }
+  __syncthreads();
+  const T keep1 = beta1, keep2 = beta2, take1 = 1 - beta1, take2 = 1 - beta2;
+  for (size_t i = (size_t)(blockIdx.x * blockDim.x + threadIdx.x) * V; i < size; i += (size_t)gridDim.x * blockDim.x * V) {
+    const Vec<V> g = load<V>(grads + i);
+    Vec<V> mi = load<V>(m + i), vi = load<V>(v + i), p = load<V>(values + i);
+    for (int k = 0; k < V; ++k) {
+      mi.at[k] = keep1 * mi.at[k] + take1 * g.at[k];
+      vi.at[k] = keep2 * vi.at[k] + take2 * (g.at[k] * g.at[k]);
+      p.at[k] -= step[0] * (mi.at[k] / (sqrt(vi.at[k]) + eps));
+    }
+    store<V>(m + i, mi);
+    store<V>(v + i, vi);
+    store<V>(values + i, p);
+  }
+}
+
+// total += term, V values at a time.
+template <int V> __global__ void add(const T* term, int size, T* total) {
+  const int i = (blockIdx.x * blockDim.x + threadIdx.x) * V;
+  if (i >= size) return;
+  Vec<V> sum = load<V>(total + i);
+  const Vec<V> other = load<V>(term + i);
+  for (int k = 0; k < V; ++k) sum.at[k] += other.at[k];
+  store<V>(total + i, sum);
+}
+
+// history[t[0] % len(history)] = rec.mean(), kl.mean(); t += 1
+// One block, in double: it ends the step, and nothing else runs beside it.
+__global__ void record(const T* rec, const T* kl, int images, int window, long long* t, double* history) {
+  SHARED(double, s, [2 * THREADS]);
+  double sum[2] = {};
+  for (int n = threadIdx.x; n < images; n += THREADS) {
+    sum[0] += rec[n];
+    sum[1] += kl[n];
+  }
+  s[2 * threadIdx.x] = sum[0];
+  s[2 * threadIdx.x + 1] = sum[1];
+  fold_rows(s, THREADS, 2);
+  if (threadIdx.x == 0) {
+    history[t[0] % window * 2] = s[0] / images;
+    history[t[0] % window * 2 + 1] = s[1] / images;
+    t[0] += 1;
+  }
+}
