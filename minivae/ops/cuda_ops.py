@@ -1,6 +1,6 @@
 """The operations on the GPU: each launches the kernels that do what numpy_ops says under the same name.
 
-How a kernel works is said beside it, in kernels/*.cu. Batch norm is in cuda_norm, convolutions and products in cuda_conv.
+How each works is said beside it, in kernels/*.cu. Products and convolutions are in cuda_conv, batch norm in cuda_norm.
 """
 
 import numpy as np
