@@ -108,12 +108,22 @@ def parser():
 
     for p in commands.choices.values():
         p.add_argument("--gpu", action="store_true", help="run on the GPU with minivae's CUDA kernels")
+        p.add_argument("--precision", choices=("tf32", "fp32"), default=argparse.SUPPRESS,
+                       help="of products on the GPU (default: tf32, where the card has it)")
     return top
 
 
 def operations(args):
+    """The operations of the device that the user chose. UserError if there is no such device."""
     if args.gpu:
-        raise UserError("--gpu is not available in this version; leave it out to run on the CPU")
+        from minivae.ops import cuda_module
+
+        cuda_module.require_gpu(getattr(args, "precision", "tf32"))
+        from minivae.ops import cuda_ops
+
+        return cuda_ops
+    if "precision" in args:
+        raise UserError("--precision is a choice of the GPU's; add --gpu, or leave it out")
     from minivae.ops import numpy_ops
 
     return numpy_ops
@@ -263,6 +273,9 @@ def main(argv):
         return COMMANDS[args.command](args) or 0
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except MemoryError as e:  # CuPy's too
+        print(f"error: out of memory ({' '.join(str(e).split())}); a smaller --batch-size needs less", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("error: interrupted; a run goes on from its last checkpoint: run.py resume RUN", file=sys.stderr)

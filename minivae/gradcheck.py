@@ -10,27 +10,30 @@ not raise an alarm.
 
 import numpy as np
 
+from minivae.ops import numpy_ops
 from minivae.vae import VAE
 
 TOLERANCE = 5e-6  # relative; right gradients come out below 5e-7, wrong ones at 1e-3 or more
 STEP = 1e-6
 
 
-def directional(f, array, grad, rng):
+def directional(f, array, grad, rng, ops=numpy_ops):
     """(analytic, numeric, relative error) of df along a random direction of `array`, which f reads; it is put back.
+
+    array and grad may be on the device of `ops`; what is done with them here is done in NumPy.
 
     h = 1e-6 size^(1/4): the more elements share a step, the less each moves its leaky ReLU towards the kink and the
     less f changes against its rounding, so a longer step is both allowed and wanted.
     """
-    old = array.copy()
+    old, grad = ops.to_host(array).copy(), ops.to_host(grad)
     direction = rng.standard_normal(array.shape)
     direction /= np.linalg.norm(direction)
     h = STEP * array.size**0.25
-    array[...] = old + h * direction
+    array[...] = ops.xp.asarray(old + h * direction)
     high = f()
-    array[...] = old - h * direction
+    array[...] = ops.xp.asarray(old - h * direction)
     low = f()
-    array[...] = old
+    array[...] = ops.xp.asarray(old)
     analytic, numeric = float(np.vdot(grad, direction)), (high - low) / (2 * h)
     usual = np.linalg.norm(grad) / array.size**0.5
     return analytic, numeric, abs(analytic - numeric) / max(abs(analytic), abs(numeric), usual, 1e-12)
@@ -41,7 +44,7 @@ def elements(f, array, grad, rng, count=10):
     found = []
     for flat in rng.choice(array.size, min(count, array.size), replace=False):
         index = tuple(int(i) for i in np.unravel_index(flat, array.shape))
-        old = array[index]
+        old = float(array[index])
         array[index] = old + STEP
         high = f()
         array[index] = old - STEP
@@ -60,8 +63,9 @@ def model(ops, kl, shape=(32, 32, 3), latent=10, batch=4):
     vae = VAE(shape, latent, ops, np.float64, seed=0, kl=kl)
     for p in vae.params.trained:
         if len(p.shape) == 1:
-            p.value += 0.2 * rng.standard_normal(p.shape)
-    x, eps = rng.uniform(-1, 1, (batch, *shape)), rng.standard_normal((batch, latent))
+            p.value += ops.xp.asarray(0.2 * rng.standard_normal(p.shape))
+    x = ops.xp.asarray(rng.uniform(-1, 1, (batch, *shape)))
+    eps = ops.xp.asarray(rng.standard_normal((batch, latent)))
 
     def loss():
         rec, kl = vae.forward(x, eps)
@@ -80,7 +84,7 @@ def run(ops):
         print(f"\ndL/d along a random direction, float64, --kl {kl}")
         print(f"{'array':<17}{'shape':<19}{'analytic':>16}{'numeric':>16}{'relative error':>16}")
         for name, array, grad in rows:
-            analytic, numeric, error = directional(loss, array, grad, rng)
+            analytic, numeric, error = directional(loss, array, grad, rng, ops)
             verdict = "" if error < TOLERANCE else "  FAILS"
             print(f"{name:<17}{str(array.shape):<19}{analytic:16.8g}{numeric:16.8g}{error:16.1e}{verdict}")
             if verdict:

@@ -38,16 +38,19 @@ class Trainer:
         self.x, self.eps = xp.zeros((n, *config.shape), dtype), xp.zeros((n, config.latent), dtype)
         self.test_buffers = ops.Buffers()
         self.step_count = 0  # finished updates: adam.t on the host's side
-        self.window = None
+        self.window = self.drawn = None  # the window whose images are in `index`; the one last drawn, and its images
         self._update = ops.capture(self.update)
 
     def step(self):
-        """One update, counted; the images of a window are drawn at its start."""
-        if self.window != self.step_count // len(self.index):
-            self.window = self.step_count // len(self.index)
-            self.draw_batches()
+        """One update, counted. Images are drawn a window ahead: a device still has the last window's updates to do."""
+        window, place = divmod(self.step_count, len(self.index))
+        if self.window != window:
+            self.index[...] = self.ops.xp.asarray(self.draw_batches(window))
+            self.window = window
         self._update()
         self.step_count += 1
+        if place == len(self.index) - 1:
+            self.draw_batches(window + 1)
 
     def update(self):
         self.ops.gather(self.device_images, self.index, self.adam.t, self.x)
@@ -57,21 +60,29 @@ class Trainer:
         self.adam.update()
         self.ops.record(rec, kl, self.adam.t, self.history)
 
-    def draw_batches(self):
+    def draw_batches(self, window):
         """Each update's images: without replacement within the batch, independent between batches."""
-        steps = range(self.window * len(self.index), (self.window + 1) * len(self.index))
-        n, population = self.config.batch_size, len(self.images)
-        rows = [choose(self.config.seed, STREAMS["batch"], t, n, population) for t in steps]
-        self.index[...] = self.ops.xp.asarray(np.stack(rows))
+        if self.drawn is None or self.drawn[0] != window:
+            steps = range(window * len(self.index), (window + 1) * len(self.index))
+            n, population = self.config.batch_size, len(self.images)
+            rows = [choose(self.config.seed, STREAMS["batch"], t, n, population) for t in steps]
+            self.drawn = window, np.stack(rows)
+        return self.drawn[1]
 
     def train_losses(self):
         """(rec, kl) in nats per image, averaged over the updates since the last full window."""
         done = (self.step_count - 1) % len(self.index) + 1
         return self.ops.to_host(self.history)[:done].mean(0)
 
-    def finite(self):
-        """Whether the last update's losses are finite. A gradient that is not shows in the next update's."""
-        return np.isfinite(self.ops.to_host(self.history[(self.step_count - 1) % len(self.history)])).all()
+    def failure(self):
+        """The first update of the window whose losses are not finite, or None; it waits for the device.
+
+        A gradient that is not finite shows in the next update's losses.
+        """
+        start = (self.step_count - 1) // len(self.history) * len(self.history)
+        rows = self.ops.to_host(self.history)[: self.step_count - start]
+        bad = np.flatnonzero(~np.isfinite(rows).all(1))
+        return start + 1 + int(bad[0]) if len(bad) else None
 
     def test_losses(self):
         """(rec, kl) in nats per image on the test images: batch norm in test mode, z sampled, the same eps always."""
@@ -131,13 +142,15 @@ def _train(run, trainer, seconds, signals):
         while trainer.step_count < config.steps and not signals.received:
             trainer.step()
             step, last = trainer.step_count, trainer.step_count == config.steps
-            if not trainer.finite():
-                raise UserError(f"the loss of update {step} is not finite; {run.folder} keeps its last checkpoint: "
-                                f"a smaller --lr usually helps")
             test = step % config.eval_every == 0 or last
-            if test or step % config.log_every == 0:
+            due_log = test or step % config.log_every == 0
+            due_save = step % config.checkpoint_every == 0 or last or signals.received
+            if (due_log or due_save) and (failed := trainer.failure()):
+                raise UserError(f"the loss of update {failed} is not finite; {run.folder} keeps its last checkpoint: "
+                                f"a smaller --lr usually helps")
+            if due_log:
                 log(run, trainer, test, time.perf_counter() - start, bar)
-            if step % config.checkpoint_every == 0 or last or signals.received:
+            if due_save:
                 checkpoint.save(run / "checkpoint.h5", trainer, config, time.perf_counter() - start)
             bar.update()
 

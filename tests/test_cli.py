@@ -112,7 +112,7 @@ def test_evaluate(folder):
     (["--sigma", "0"], "--sigma"),
     (["--bogus"], "--bogus"),
     (["bogus"], "bogus"),
-    (["--gpu"], "--gpu"),
+    (["--precision", "fp32"], "--gpu"),
     (["resume", "nowhere"], "no run"),
     (["sample", "."], "no run"),
 ])
@@ -120,6 +120,15 @@ def test_mistakes_get_one_line(folder, arguments, says):
     if arguments[0].startswith("--"):
         arguments = ["--data", "digits.npz", *arguments]
     refused(*arguments, cwd=folder, says=says)
+
+
+@pytest.mark.parametrize("command", [["--steps", 1], ["resume", "first"], ["sample", "first"], ["evaluate", "first"],
+                                     ["gradcheck"]])
+def test_gpu_without_a_gpu_says_what_is_missing(folder, command, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    before = sorted(folder.rglob("*"))
+    refused(*command, "--gpu", "--precision", "fp32", cwd=folder, says="pip install -r requirements-gpu.txt")
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_data_that_is_not_there(folder):
