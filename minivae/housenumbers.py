@@ -1,33 +1,60 @@
 """Images of house numbers of our own making, in the manner of SVHN: what trains when nothing can be downloaded.
 
-A digit is strokes (lines and arcs) with random proportions. A bank holds, for each digit and many alphabets, the
-distance of every point of its cell to its strokes. An image looks distances up through an affine map (size, slant,
-rotation), for a centred digit and two neighbours that the frame cuts off, and turns them into ink of some thickness
-and softness; colours, a shadow, plates, shading, texture and noise follow. All images of a part are made at once.
+A digit is strokes (lines and arcs) with random proportions. A bank holds, for each alphabet and digit, the distance of
+every point of its cell to its strokes. An image looks distances up through an affine map (size, slant, rotation), for a
+centred digit and the neighbours that the frame cuts off, and turns them into ink on a plate, with colours, a shadow,
+light and noise; a camera of few pixels then takes the picture, which is scaled up to 32x32. Sizes, contrasts, colours
+and sharpness are set to SVHN's statistics (benchmarks/housenumbers.py). All images of a part are made at once.
 """
+
+from functools import lru_cache
 
 import numpy as np
 
 SIZE = 32
 COUNTS = {"train": 20_000, "test": 5_000}
-ALPHABETS = 64
+ALPHABETS = 48
 CELL, MARGIN = 64, 0.4  # a bank cell: CELL x CELL points over [-MARGIN, 1 + MARGIN]^2, the digit in [0, 1]^2
-PART = 1000  # images made at once: 1,000 x 1,024 pixels stay near the cache
+PART = 1000  # images made at once
+FREQUENCY = np.array([7, 19, 14, 12, 10, 9, 8, 8, 7, 6]) / 100  # of 0 ... 9 on houses: numbers begin at 1
+LENGTHS = np.array([6, 44, 37, 11, 2]) / 100  # of numbers of 1 ... 5 digits, counted by digit
+WIDTH = np.array([0.6, 0.3, 0.6, 0.6, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6], np.float32)  # of a digit in its unit square
+WARM, GREEN = np.array([[1, 0, -1], [-0.5, 1, -0.5]], np.float32)  # the two directions of colour at one brightness
 
 
 def make(split, seed=0, count=None, progress=iter):
-    """images (N, 32, 32, 3) uint8 and labels (N,) uint8 of "train" or "test"; the same seed, the same bytes.
+    """images (N, 32, 32, 3) uint8 and labels (N,) uint8 of "train" or "test"; the same seed gives the same bytes on
+    the same machine.
 
     `progress` wraps the iterator over parts (a progress bar).
     """
     count = COUNTS[split] if count is None else count
-    bank = _bank(np.random.default_rng([seed, 2]))
+    bank, cameras = _bank(seed), _cameras()
     images, labels = np.empty((count, SIZE, SIZE, 3), np.uint8), np.empty(count, np.uint8)
     for part in progress(range(0, count, PART)):
-        rng = np.random.default_rng([seed, list(COUNTS).index(split), part])
-        n = min(PART, count - part)
-        images[part : part + n], labels[part : part + n] = _images(rng, bank, n)
+        draw = Draw([seed, list(COUNTS).index(split), part], min(PART, count - part))
+        rows = slice(part, part + draw.n)
+        images[rows], labels[rows] = _images(draw, bank, cameras)
     return images, labels
+
+
+class Draw:
+    """One random value for each of n images, float32 (n, 1, 1, channels), ready to be spread over their pixels."""
+
+    def __init__(self, seed, n):
+        self.rng, self.n = np.random.default_rng(seed), n
+
+    def uniform(self, low, high, channels=1):
+        return self.rng.uniform(low, high, (self.n, 1, 1, channels)).astype(np.float32)
+
+    def normal(self, sd, channels=1):
+        return sd * self.rng.standard_normal((self.n, 1, 1, channels), np.float32)
+
+    def laplace(self, sd):
+        return self.rng.laplace(0, sd / 2**0.5, (self.n, 1, 1, 1)).astype(np.float32)
+
+    def chance(self, p):
+        return (self.rng.random((self.n, 1, 1, 1)) < p).astype(np.float32)
 
 
 def _arc(cx, cy, rx, ry, start, stop, boxy, points=13):
@@ -37,124 +64,139 @@ def _arc(cx, cy, rx, ry, start, stop, boxy, points=13):
     return np.stack([cx + rx * np.sign(c) * np.abs(c) ** boxy, cy + ry * np.sign(s) * np.abs(s) ** boxy], -1)
 
 
-def _strokes(digit, rng):
+def _strokes(digit, rng, boxy):
     """One drawing of a digit: a list of polylines (points, 2) in the unit square, y down."""
-    boxy = rng.uniform(0.55, 1)
-    waist = rng.uniform(0.44, 0.52)  # where the upper and the lower half of 2, 3, 5, 6, 8, 9 meet
-    few = rng.random() < 0.5
+    waist = rng.uniform(0.44, 0.5)  # where the upper and the lower half of 3, 5, 8 meet
+    rare = rng.random() < 0.2
 
     def line(*points):
         return np.array(points, float)
 
     if digit == 0:
-        return [_arc(0.5, 0.5, rng.uniform(0.26, 0.34), 0.5, 0, 360, boxy, 21)]
+        return [_arc(0.5, 0.5, rng.uniform(0.26, 0.32), 0.5, 0, 360, boxy, 21)]
     if digit == 1:
-        flag = [line((0.52, 0), (rng.uniform(0.25, 0.4), rng.uniform(0.1, 0.25)))] if rng.random() < 0.7 else []
-        base = [line((0.3, 1), (0.74, 1))] if rng.random() < 0.3 else []
-        return [line((0.52, 0), (0.52, 1)), *flag, *base]
+        flag = [line((0.5, 0), (rng.uniform(0.28, 0.38), rng.uniform(0.08, 0.22)))] if rng.random() < 0.65 else []
+        return [line((0.5, 0), (0.5, 1)), *flag, *([line((0.32, 1), (0.68, 1))] if rare else [])]
     if digit == 2:
-        top = _arc(0.5, 0.28, 0.28, 0.28, 195, 395, boxy)
-        return [np.concatenate([top, line((0.2, 1), (0.8, 1))])]
+        return [np.concatenate([_arc(0.5, 0.28, 0.28, 0.28, 195, 395, boxy), line((0.2, 1), (0.8, 1))])]
     if digit == 3:
         low = _arc(0.48, (1 + waist) / 2, 0.3, (1 - waist) / 2, 270, 505, boxy)
-        if few and rng.random() < 0.5:
+        if rare:
             return [np.concatenate([line((0.2, 0), (0.76, 0), (0.44, waist)), low])]
         return [np.concatenate([_arc(0.48, waist / 2, 0.27, waist / 2, 200, 450, boxy), low])]
     if digit == 4:
-        bar = rng.uniform(0.6, 0.75)
-        if few and rng.random() < 0.5:
+        bar = rng.uniform(0.62, 0.75)
+        if rare:
             return [line((0.22, 0), (0.2, bar), (0.86, bar)), line((0.66, 0.2), (0.66, 1))]
-        return [line((0.64, 1), (0.64, 0), (0.14, bar), (0.88, bar))]
+        return [line((0.64, 1), (0.64, 0), (0.16, bar), (0.86, bar))]
     if digit == 5:
         bowl = _arc(0.47, (1 + waist - 0.08) / 2, 0.3, (1.08 - waist) / 2, 225, 510, boxy)
         return [np.concatenate([line((0.75, 0), (0.28, 0)), bowl])]
     if digit == 7:
-        cross = [line((0.34, 0.5), (0.72, 0.5))] if rng.random() < 0.15 else []
-        return [line((0.2, 0), (0.8, 0), (rng.uniform(0.3, 0.5), 1)), *cross]
+        return [line((0.2, 0), (0.8, 0), (rng.uniform(0.34, 0.48), 1))]
     if digit == 8:
         return [_arc(0.5, waist / 2, 0.25, waist / 2, 0, 360, boxy),
                 _arc(0.5, (1 + waist) / 2, 0.29, (1 - waist) / 2, 0, 360, boxy)]
     t = np.linspace(0, 1, 8)[:, None]  # 6, and 9 as its half turn
-    loop = _arc(0.5, (1.4 * waist + 1) / 2 - 0.06, 0.28, 0.56 - 0.7 * waist, 0, 360, boxy)
+    top = rng.uniform(0.38, 0.48)
+    loop = _arc(0.5, (1 + top) / 2, 0.28, (1 - top) / 2, 0, 360, boxy)
     end = np.array([[rng.uniform(0.62, 0.76), rng.uniform(0, 0.08)]])
     stem = (1 - t) ** 2 * end + 2 * t * (1 - t) * [[0.24, rng.uniform(0.02, 0.2)]] + t**2 * [[0.22, 0.7]]
     return [loop, stem] if digit == 6 else [1 - loop, 1 - stem]
 
 
-def _bank(rng):
-    """Distances (10, ALPHABETS, CELL, CELL) float32 to the strokes, in units of the digit's height."""
+@lru_cache(1)
+def _bank(seed):
+    """Distances (ALPHABETS, 10, CELL, CELL) float32 to the strokes, in units of the digit's height."""
+    rng = np.random.default_rng([seed, 2])
     axis = np.linspace(-MARGIN, 1 + MARGIN, CELL, dtype=np.float32)
-    points = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 1, 2)
-    bank = np.empty((10, ALPHABETS, CELL, CELL), np.float32)
-    for alphabet in range(ALPHABETS):
-        stress = np.array([rng.uniform(0.8, 1.15), 1], np.float32)  # a pen wider across than along, or the reverse
-        for digit in range(10):
-            lines = [line + rng.normal(0, 0.012, line.shape) for line in _strokes(digit, rng)]
-            start = np.concatenate([line[:-1] for line in lines]).astype(np.float32)
-            along = np.concatenate([line[1:] for line in lines]).astype(np.float32) - start
-            to = points - start
-            t = np.clip((to * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-9), 0, 1)
-            away = np.square((to - t[..., None] * along) * stress).sum(-1)
-            bank[digit, alphabet] = np.sqrt(away.min(1)).reshape(CELL, CELL)
+    points = np.stack(np.meshgrid(axis, axis)).reshape(2, 1, -1)
+    bank = np.empty((ALPHABETS, 10, CELL, CELL), np.float32)
+    for alphabet in bank:
+        boxy = rng.uniform(0.6, 1)
+        stress = np.array([rng.uniform(0.6, 1.05), 1], np.float32).reshape(2, 1, 1)  # below 1 uprights are thick
+        for digit, cell in enumerate(alphabet):
+            lines = [line + rng.normal(0, 0.008, line.shape) for line in _strokes(digit, rng, boxy)]
+            start = np.concatenate([line[:-1] for line in lines]).T[..., None].astype(np.float32)  # (2, segments, 1)
+            along = np.concatenate([np.diff(line, axis=0) for line in lines]).T[..., None].astype(np.float32)
+            first = np.concatenate([np.arange(len(line) - 1) == 0 for line in lines])[:, None]
+            last = np.concatenate([np.arange(len(line) - 1) == len(line) - 2 for line in lines])[:, None]
+            to, square = points - start, (along**2).sum(0) + 1e-9
+            t = (to * along).sum(0) / square
+            beyond = first * np.minimum(t, 0) + last * np.maximum(t - 1, 0)  # an end, where the pen is cut off blunt
+            away = np.square((to - np.clip(t, 0, 1) * along) * stress).sum(0) + 8 * square * beyond**2
+            cell[...] = np.sqrt(away.min(0)).reshape(CELL, CELL)
     return bank
 
 
-def _images(rng, bank, n):
-    def uniform(low, high, channels=1):
-        return rng.uniform(low, high, (n, 1, 1, channels)).astype(np.float32)
+def _cameras():
+    """(12, 32, 32) float32: what a line of the scene becomes when few pixels see it and a cubic scales them up."""
+    scene = np.arange(SIZE) + 0.5
+    cameras = []
+    for pitch in np.geomspace(1, 3.6, 12):  # scene points from pixel to pixel
+        pixel = np.arange(-2.5, SIZE / pitch + 3) * pitch
+        see = np.exp(-0.5 * ((pixel[:, None] - scene) / (0.5 * pitch)) ** 2) + 1e-30
+        d = np.abs(scene[:, None] - pixel) / pitch
+        cubic = np.where(d < 1, 1 - 2.5 * d**2 + 1.5 * d**3, np.where(d < 2, 2 - 4 * d + 2.5 * d**2 - 0.5 * d**3, 0))
+        cameras.append(cubic @ (see / see.sum(1, keepdims=True)))
+    return np.array(cameras, np.float32)
 
+
+def _images(draw, bank, cameras):
+    rng, n = draw.rng, draw.n
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)[..., None] - (SIZE - 1) / 2
-    labels = rng.integers(0, 10, (3, n))  # the centred digit, its left and its right neighbour
-    distance = _distances(rng, bank, labels, x, y, uniform)
-    soft = uniform(0.9, 2.3) ** 1.5  # pixels from paper to ink: focus and resolution
-    ink = _ramp(distance / soft)
-    shadow = np.roll(ink, (1, 1), (1, 2)) * uniform(0, 1) * (uniform(0, 1) < 0.4)
+    labels = rng.choice(10, (3, n), p=FREQUENCY)  # the centred digit, its left and its right neighbour
+    ink = _ramp(_distances(draw, bank, labels, x, y) / 1.1)
 
-    grey = np.clip(0.45 + 0.2 * rng.standard_normal((n, 1, 1, 1)), 0.08, 0.92)
-    paper = grey + rng.normal(0, 0.035, (n, 1, 1, 3)) + uniform(-0.07, 0.07) * np.array([1, 0, -1])
-    contrast = np.clip(0.12 + rng.gamma(2.2, 0.1, (n, 1, 1, 1)), 0.14, 0.65)
-    sign = np.where(rng.random((n, 1, 1, 1)) < 0.25 + 0.5 * (grey < 0.45), 1, -1)
-    colour = grey + sign * contrast + rng.normal(0, 0.035, (n, 1, 1, 3))
+    level = np.clip(0.46 + draw.normal(0.25), 0.1, 0.97)
+    warm, green = draw.laplace(0.045) - 0.012, draw.laplace(0.016) - 0.004
+    paper = level + warm * WARM + green * GREEN
+    sign = 2 * draw.chance(1 / (1 + np.exp((level - 0.45) / 0.07))) - 1  # light ink on dark paper
+    contrast = np.clip(0.2 + rng.gamma(2, 0.12, level.shape), 0.2, 0.8).astype(np.float32)
+    colour = np.clip(level + sign * contrast, 0.06, 1)
+    colour = colour + (warm + draw.laplace(0.04)) * WARM + (green + draw.laplace(0.016) - 0.01) * GREEN
 
-    image = paper + _background(rng, x, y, soft, uniform, n)
-    image = image - 0.5 * contrast * sign * shadow
-    image = image + ink * (colour - image)
-    image = image * (1 + uniform(-0.012, 0.012) * x + uniform(-0.012, 0.012) * y)  # light from a side
-    noise = rng.standard_normal((n, SIZE + 1, SIZE, 3), np.float32)
-    image = image + uniform(0, 0.01) * (noise[:, 1:] + noise[:, :-1])
-    return (np.clip(image, 0.01, 0.99) * 255 + 0.5).astype(np.uint8), labels[0].astype(np.uint8)
+    image = _behind(draw, paper, x, y)
+    image -= 0.5 * contrast * np.roll(ink, (1, 1), (1, 2)) * draw.uniform(0, 1) * draw.chance(0.3)  # a shadow
+    image += ink * (colour - image)
+    image *= 1 + draw.uniform(-0.01, 0.01) * x + draw.uniform(-0.01, 0.01) * y  # light from a side
+    image += draw.uniform(0, 0.04) * rng.standard_normal(image.shape, np.float32)
+    image += draw.normal(0.15) * WARM * np.gradient(image, axis=2)  # a lens that bends red less than blue
+    camera = cameras[rng.integers(0, len(cameras), n)]
+    image = (camera @ image.reshape(n, SIZE, -1)).reshape(image.shape)
+    image = camera[:, None] @ image
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), labels[0].astype(np.uint8)
 
 
-def _distances(rng, bank, labels, x, y, uniform):
+def _distances(draw, bank, labels, x, y):
     """Pixels (n, 32, 32, 1) from the nearest digit's edge, negative inside the ink."""
-    n = labels.shape[1]
-    height, aspect = uniform(19, 28), uniform(0.72, 1.15)
-    slant, turn = np.float32(0.1) * rng.standard_normal((2, n, 1, 1, 1), np.float32)
-    pen = height * uniform(0.045, 0.105)
-    step = height * aspect * uniform(0.72, 0.95)  # from one digit's middle to the next
-    x = x - rng.normal(0, 0.8, (n, 1, 1, 1)).astype(np.float32)
-    y = y - rng.normal(0, 0.8, (n, 1, 1, 1)).astype(np.float32)
-    alphabet = rng.integers(0, ALPHABETS, n)[:, None, None]
+    rng, n = draw.rng, draw.n
+    height, aspect = draw.uniform(18, 26), draw.uniform(0.6, 0.95)
+    slant, turn = draw.normal(0.08), draw.normal(0.08)
+    pen, gap = height * draw.uniform(0.05, 0.115), height * draw.uniform(0.05, 0.25)
+    x, y = x - draw.normal(1), y - draw.normal(1)
+    alphabet = rng.integers(0, ALPHABETS, n)
+    length = rng.choice(len(LENGTHS), n, p=LENGTHS) + 1
+    place = rng.integers(0, length)  # of the centred digit in its number
     nearest = np.full((n, SIZE, SIZE), np.inf, np.float32)
     for digit, offset in zip(labels, (0, -1, 1), strict=True):
-        u = x + turn * y - offset * step
-        v = y - turn * x + offset * uniform(-1, 1)
-        place = (u + slant * v) / (height * aspect), v / height
-        place = [(w + 0.5 + MARGIN) / (1 + 2 * MARGIN) * (CELL - 1) for w in place]
-        found = _look_up(bank, digit[:, None, None], alphabet, *(p[..., 0] for p in place))
-        if offset:
-            found[rng.random(n) < 0.35] = np.inf
-        np.minimum(nearest, found, out=nearest)
+        there = (place + offset >= 0) & (place + offset < length)
+        step = (WIDTH[labels[0]] + WIDTH[digit])[:, None, None, None] / 2 * height * aspect + 2 * pen + gap
+        u, v = x + turn * y - offset * step, y - turn * x
+        at = (u + slant * v) / (height * aspect), v / height
+        at = [(w[there, ..., 0] + (0.5 + MARGIN)) * ((CELL - 1) / (1 + 2 * MARGIN)) for w in at]
+        found = _look_up(bank, (alphabet * 10 + digit)[there, None, None], *at)
+        nearest[there] = np.minimum(nearest[there], found)
     return nearest[..., None] * height - pen
 
 
-def _look_up(bank, digit, alphabet, u, v):
-    """bank[digit, alphabet] at column u and row v, bilinear; far away outside the cell."""
+def _look_up(bank, cell, u, v):
+    """bank's cell at column u and row v, bilinear; far away outside the cell."""
     outside = (u < 0) | (v < 0) | (u > CELL - 1.001) | (v > CELL - 1.001)
     u, v = np.clip(u, 0, CELL - 1.001), np.clip(v, 0, CELL - 1.001)
     i, j = v.astype(np.int32), u.astype(np.int32)
     v, u = v - i, u - j
-    flat, at = bank.reshape(-1), ((digit * ALPHABETS + alphabet) * CELL + i) * CELL + j
+    flat, at = bank.reshape(-1), (cell * CELL + i) * CELL + j
     top = flat[at] * (1 - u) + flat[at + 1] * u
     low = flat[at + CELL] * (1 - u) + flat[at + CELL + 1] * u
     found = top * (1 - v) + low * v
@@ -162,17 +204,12 @@ def _look_up(bank, digit, alphabet, u, v):
     return found
 
 
-def _background(rng, x, y, soft, uniform, n):
-    """What lies behind the digits: a gradient, blotches, and in some images a plate's edge."""
-    blotches = rng.standard_normal((n, 5, 5, 1), np.float32)
-    grid = np.linspace(0, 3.999, SIZE)
-    cell, t = grid.astype(int), (grid % 1).astype(np.float32)[:, None]
-    blotches = blotches[:, cell] * (1 - t[:, None]) + blotches[:, cell + 1] * t[:, None]
-    blotches = blotches[:, :, cell] * (1 - t) + blotches[:, :, cell + 1] * t
-    along = np.where(rng.random((n, 1, 1, 1)) < 0.5, x, y) * np.where(rng.random((n, 1, 1, 1)) < 0.5, 1, -1)
-    edge = _ramp((uniform(9, 20) - along + uniform(-0.1, 0.1) * (x + y)) / soft) * (uniform(0, 1) < 0.45)
-    return uniform(-0.006, 0.006) * x + uniform(-0.006, 0.006) * y + uniform(0, 0.05) * blotches \
-        + uniform(-0.3, 0.3, 3) * uniform(0, 1) * edge
+def _behind(draw, paper, x, y):
+    """What lies behind the digits: a plate, its edge in some images, and another colour beyond it."""
+    along = np.where(draw.chance(0.5), x, y) * np.where(draw.chance(0.5), 1, -1)
+    edge = _ramp(draw.uniform(10, 20) - along + draw.uniform(-0.1, 0.1) * (x + y)) * draw.chance(0.4)
+    beyond = draw.normal(0.2) + draw.laplace(0.03) * WARM + draw.laplace(0.02) * GREEN
+    return paper + beyond * edge
 
 
 def _ramp(d):
