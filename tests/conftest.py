@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from emulator import emulator
 
 from minivae import gradcheck
+from minivae.errors import UserError
 from minivae.ops import cuda_module, numpy_ops
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,8 +38,29 @@ def ops():
 @pytest.fixture(params=emulator.ORDERS, ids=lambda order: f"order{order}")
 def cuda(request):
     """CUDA kernels run on the emulator, on NumPy arrays, in each order of lanes."""
+    with on_emulator(request.param):
+        yield
+
+
+@pytest.fixture(params=[*emulator.ORDERS, pytest.param("gpu", marks=pytest.mark.gpu)],
+                ids=lambda p: p if p == "gpu" else f"order{p}")
+def to_device(request):
+    """to_device(array): a copy where kernels run, the emulator as `cuda` has it or, with -m gpu, the GPU."""
+    if request.param != "gpu":
+        with on_emulator(request.param):
+            yield emulator.guarded
+        return
+    try:
+        cuda_module.require_gpu()
+    except UserError as e:
+        pytest.skip(str(e))
+    yield cuda_module.xp.asarray
+
+
+@contextlib.contextmanager
+def on_emulator(order):
     if emulator.WHY_NOT:
         pytest.skip(emulator.WHY_NOT)
     cuda_module.use(np, emulator.RawModule)
-    with emulator.lane_order(request.param):
+    with emulator.lane_order(order):
         yield

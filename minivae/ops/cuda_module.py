@@ -18,18 +18,20 @@ MORE_SHARED = 48 * 1024  # bytes a block gets without asking
 xp = None  # cupy, or numpy under the tests' emulator
 precision = "tf32"  # of float32 products: "tf32" (tensor cores, 10 bits of mantissa) or "fp32"
 capability = 0  # 90 for compute capability 9.0
+multiprocessors = 0  # of the GPU: work is cut into shares for each of them
 _raw_module = None
 _stream = None
 _generation = 0  # counts use(): what was compiled or allocated under another array module is not used again
 
 
-def use(array_module, raw_module, compute_capability=90, stream=None):
+def use(array_module, raw_module, compute_capability=90, multiprocessor_count=132, stream=None):
     """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins of the two.
 
     stream: the current one, on which everything runs; None for a stand-in, which has no graphs to replay.
     """
-    global xp, capability, _raw_module, _stream, _generation
-    xp, capability, _raw_module, _stream = array_module, compute_capability, raw_module, stream
+    global xp, capability, multiprocessors, _raw_module, _stream, _generation
+    xp, capability, multiprocessors = array_module, compute_capability, multiprocessor_count
+    _raw_module, _stream = raw_module, stream
     _generation += 1
 
 
@@ -48,7 +50,8 @@ def require_gpu(precision="tf32"):
         raise UserError("--gpu needs an NVIDIA GPU, and none is visible; see nvidia-smi and CUDA_VISIBLE_DEVICES")
     stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
     stream.use()
-    use(cupy, cupy.RawModule, int(cupy.cuda.Device().compute_capability), stream)
+    device = cupy.cuda.Device()
+    use(cupy, cupy.RawModule, int(device.compute_capability), device.attributes["MultiProcessorCount"], stream)
     set_precision(precision)
 
 
@@ -60,6 +63,11 @@ def set_precision(name):
 def tensor_cores(dtype):
     """Whether products of this dtype go to tf32 tensor cores."""
     return np.dtype(dtype) == np.float32 and precision == "tf32" and capability >= TENSOR_CORES
+
+
+def address(array):
+    """Where an array begins: vectors of 16 bytes want a multiple of 16."""
+    return array.ctypes.data if xp is np else array.data.ptr
 
 
 class Source:

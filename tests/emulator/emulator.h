@@ -52,7 +52,7 @@ static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; 
 namespace emu {
 
 enum State { RUNNING, AT_WARP, AT_BLOCK, DONE, FAULTED };
-enum Collective { SYNC, SHUFFLE, BALLOT, MMA };
+enum Collective { SYNC, SHUFFLE, BALLOT, MMA, MATRICES };
 struct Copy { void* to; const void* from; unsigned bytes; int group; };  // from null: zeros
 
 struct Fiber {
@@ -67,6 +67,8 @@ struct Fiber {
   uint64_t value, result;  // of a shuffle or a ballot
   float* d;                // of an mma
   unsigned a[4], b[2];
+  unsigned* values;        // of a load of matrices
+  const void* row;
   std::vector<Copy> copies;
 };
 
@@ -160,6 +162,10 @@ static void multiply(Fiber* warp) {  // d (16, 8) += a (16, 8) b (8, 8), spread 
       warp[lane].d[i] += sum;
     }
 }
+static void load(Fiber* warp) {  // four matrices of 8 x 4 values, lane 8 i + r having the address of row r of matrix i
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) memcpy(warp[lane].values + i, (const char*)warp[8 * i + lane / 4].row + lane % 4 * 4, 4);
+}
 static bool release_warp(Fiber* warp, int lanes) {  // true if some lanes may go on
   for (int i = 0; i < lanes; ++i) {
     Fiber& first = warp[i];
@@ -170,6 +176,7 @@ static bool release_warp(Fiber* warp, int lanes) {  // true if some lanes may go
                                               warp[j].line == first.line && warp[j].collective == first.collective);
     if (!complete) continue;
     if (first.collective == MMA) multiply(warp);
+    if (first.collective == MATRICES) load(warp);
     uint64_t votes = 0;
     for (int j = 0; j < lanes; ++j)
       if (first.mask >> j & 1) votes |= uint64_t(warp[j].value != 0) << j;
@@ -353,6 +360,12 @@ static inline void mma_m16n8k8(float* d, const unsigned* a, const unsigned* b, L
   memcpy(f.a, a, sizeof f.a);
   memcpy(f.b, b, sizeof f.b);
   emu::collective(emu::MMA, ~0u, line);
+}
+static inline void load_matrices(unsigned* values, const void* row, LINE) {
+  emu::Fiber& f = *emu::current;
+  if ((uintptr_t)row % 16) emu::fail("load_matrices: a misaligned row", line);
+  f.values = values, f.row = row;
+  emu::collective(emu::MATRICES, ~0u, line);
 }
 template <int BYTES> static inline void cp_async(void* shared, const void* global, bool valid = true, LINE) {
   if (((uintptr_t)shared | (uintptr_t)global) % BYTES) emu::fail("cp.async of a misaligned address", line);

@@ -1,0 +1,60 @@
+// Which pixels a pixel sees, in each of the products of product.cu. Letters are numpy_ops': (H, W, I) the big side,
+// (h, w, O) the small side of a Geometry, w (kernel, kernel, I, O).
+
+enum Op { CONV, CONV_DX, CONV_DX_ALL, CONV_DW };
+
+struct Shape {
+  int images, H, W, I, h, w, O, kernel, stride, top, left;
+};
+
+// Output pixels that see their source through the same taps. Pixel (i, j) of the class is output pixel (i step + y,
+// j step + x). Through tap (a, b), a < tall, b < wide, it sees source pixel (i mul + top +- a, j mul + left +- b) weighted
+// by the kernel's tap (first_a + a stride, first_b + b stride); + and stride 1 for CONV, - for CONV_DX.
+struct Class {
+  int height, width, y, x, step, mul, top, left, tall, wide, first_a, first_b;
+};
+
+__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+template <Op OP> __device__ __forceinline__ int classes(const Shape& s) {
+  return OP == CONV_DX ? s.stride * s.stride : 1;
+}
+
+template <Op OP> __device__ __forceinline__ Class pixel_class(const Shape& s, int q) {
+  if (OP == CONV || OP == CONV_DW) return {s.h, s.w, 0, 0, 1, s.stride, -s.top, -s.left, s.kernel, s.kernel, 0, 0};
+  if (OP == CONV_DX_ALL) {  // a step x step patch is one pixel; its taps are those of all the classes
+    const int down = (s.stride - 1 + s.top) / s.stride, right = (s.stride - 1 + s.left) / s.stride;
+    return {s.h, s.w, 0, 0, s.stride, 1, down, right, down + (s.kernel - 1 - s.top) / s.stride + 1,
+            right + (s.kernel - 1 - s.left) / s.stride + 1, s.top - s.stride * down, s.left - s.stride * right};
+  }
+  const int a = q / s.stride, b = q % s.stride;  // the class of the taps a, a + stride, ...: heaviest first
+  const int y = (a + s.stride * s.kernel - s.top) % s.stride, x = (b + s.stride * s.kernel - s.left) % s.stride;
+  return {ceil_div(max(s.H - y, 0), s.stride), ceil_div(max(s.W - x, 0), s.stride), y, x, s.stride, 1,
+          (y + s.top - a) / s.stride, (x + s.left - b) / s.stride,
+          b < s.kernel ? ceil_div(max(s.kernel - a, 0), s.stride) : 0, ceil_div(max(s.kernel - b, 0), s.stride), a, b};
+}
+
+// Where a pixel's window starts in the source, and which of its taps are inside the image: bit a for row a of taps, bit
+// 16 + b for column b.
+struct Window {
+  int offset;
+  unsigned taps;
+};
+
+constexpr unsigned NO_TAP = ~0u;  // no window has all of these
+
+__device__ __forceinline__ unsigned tap_bits(int a, int b) { return 1u << a | 0x10000u << b; }
+
+template <bool FORTH> __device__ __forceinline__ unsigned inside(int at, int size, int taps) {
+  const int low = FORTH ? max(-at, 0) : max(at - size + 1, 0), high = min(FORTH ? size - at : at + 1, taps);
+  return high > low ? (1u << high) - (1u << low) : 0;
+}
+
+template <bool FORTH>
+__device__ __forceinline__ Window window(const Class& c, int images, int height, int width, int channels, int m) {
+  const int row = m / c.width, n = row / c.height;
+  if (n >= images) return {0, 0};
+  const int i = (row - n * c.height) * c.mul + c.top, j = (m - row * c.width) * c.mul + c.left;
+  return {((n * height + i) * width + j) * channels,
+          inside<FORTH>(i, height, c.tall) | inside<FORTH>(j, width, c.wide) << 16};
+}
