@@ -43,9 +43,10 @@ def require_gpu(precision="tf32"):
         raise UserError(f"--gpu needs CuPy ({e}); get it with: {INSTALL}") from e
     try:
         found = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as e:
-        raise UserError(f"--gpu needs an NVIDIA GPU and its driver ({e}); get the driver at nvidia.com/drivers, "
-                        f"and the libraries with: {INSTALL}") from e
+        cupy.cuda.nvrtc.getVersion()
+    except RuntimeError as e:  # of the driver, or of a library that is not there
+        raise UserError(f"--gpu needs an NVIDIA GPU, its driver and CUDA's compiler ({e}); get the driver at "
+                        f"nvidia.com/drivers, and the compiler with: {INSTALL}") from e
     if not found:
         raise UserError("--gpu needs an NVIDIA GPU, and none is visible; see nvidia-smi and CUDA_VISIBLE_DEVICES")
     stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured

@@ -3,6 +3,8 @@
 How each works is said beside it, in kernels/*.cu. Products and convolutions are in cuda_conv, batch norm in cuda_norm.
 """
 
+import math
+
 import numpy as np
 
 from minivae.ops import cuda_module
@@ -44,7 +46,7 @@ def bias_tanh(a, b, x_hat):
 
 
 def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
-    v = _vector(x[0].size)
+    v = _vector(math.prod(x.shape[1:]))
     parts, block, *tail = _image_tiling(x, v, 2)
     GAUSSIAN.launch(f"tanh_gaussian<{v}>", x.dtype, len(x) * parts, block, a, b, x, log_sigma, float(scale), *tail,
                     x_hat, rec, da, db)
@@ -78,8 +80,7 @@ def normal(seed, stream, t, out):
 
 
 def gather(images, index, t, x):
-    window, n = index.shape
-    size = x[0].size
+    (window, n), size = index.shape, math.prod(x.shape[1:])
     STEP.launch("gather", x.dtype, (n, _blocks(size // 4)), THREADS, images, index, t, window, size, x)
 
 
@@ -104,7 +105,7 @@ def _vector(count):
 
 def _image_tiling(x, v, sums):
     """parts, block, and the arguments from `images` to `counter`: blocks enough to fill the card with a small batch."""
-    n, size, c = len(x), x[0].size, x.shape[-1]
+    n, size, c = len(x), math.prod(x.shape[1:]), x.shape[-1]
     block = LANES // c * c
     parts = max(1, min(-(-size // (block * v)), BLOCKS // 4 // n))
     return (parts, block, n, size, c, parts, scratch("image_sums", (n * parts, sums, c), x.dtype),

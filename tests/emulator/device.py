@@ -1,0 +1,82 @@
+"""A stand-in for cupy, as far as minivae uses it: arrays that, as CuPy's, never meet a NumPy array by accident.
+
+    cuda_module.use(device, device.RawModule)
+
+They are NumPy arrays underneath, for the emulator's kernels. Mixing them with NumPy arrays, handing them to a function
+of NumPy's, or a NumPy array to a kernel, raises TypeError; asarray and asnumpy are the only ways between the two.
+"""
+
+import numpy as np
+from emulator import emulator
+
+
+class ndarray(np.ndarray):
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        outputs = () if out is None else out
+        host = [_host(a) for a in (*inputs, *outputs)]
+        if out is not None:
+            options["out"] = tuple(host[len(inputs) :])
+        result = getattr(ufunc, method)(*host[: len(inputs)], **options)
+        return result if out is None and result is None else _device(result) if out is None else out[0]
+
+    def __array_function__(self, function, *_):
+        raise TypeError(f"np.{function.__name__} of an array on the device")
+
+    def __getitem__(self, index):
+        return _device(super().__getitem__(_index(index)))
+
+    def __setitem__(self, index, value):
+        self.view(np.ndarray)[_index(index)] = _host(value)
+
+
+def _device(value):
+    return np.asarray(value).view(ndarray)
+
+
+def _host(value):
+    """A device array or a scalar, to compute with."""
+    if isinstance(value, np.ndarray) and not isinstance(value, ndarray):
+        raise TypeError("a NumPy array among arrays on the device")
+    return value.view(np.ndarray) if isinstance(value, ndarray) else value
+
+
+def _index(index):
+    return tuple(_host(i) for i in index) if isinstance(index, tuple) else _host(index)
+
+
+def asarray(value, dtype=None):
+    return value if isinstance(value, ndarray) and dtype in (None, value.dtype) else _device(np.array(value, dtype))
+
+
+def asnumpy(array):
+    return _host(array).copy()
+
+
+def ascontiguousarray(array):
+    return _device(np.ascontiguousarray(_host(array)))
+
+
+def zeros(shape, dtype):
+    return _device(np.zeros(shape, dtype))
+
+
+def full(shape, value, dtype):
+    return _device(np.full(shape, value, dtype))
+
+
+def zeros_like(array):
+    return zeros(array.shape, array.dtype)
+
+
+exp, logaddexp = np.exp, np.logaddexp  # __array_ufunc__ looks after them
+
+
+class RawModule(emulator.RawModule):
+    def get_function(self, name):
+        kernel = super().get_function(name)
+
+        def launch(grid, block, args, shared_mem=0):
+            kernel(grid, block, tuple(_host(a) for a in args), shared_mem)
+
+        launch.max_dynamic_shared_size_bytes = kernel.max_dynamic_shared_size_bytes
+        return launch

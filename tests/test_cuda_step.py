@@ -1,0 +1,209 @@
+"""Everything above the operations on the kernels, under the emulator: it takes what NumPy takes and finds the same.
+
+Arrays are those of emulator/device.py, which like CuPy's do not mix with NumPy's.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from emulator import device, emulator
+from test_train import config, dataset, trainer
+
+from minivae import card, checkpoint, density, figures, gradcheck
+from minivae.ops import cuda_module, cuda_ops, numpy_ops
+from minivae.runs import Run
+from minivae.train import Trainer, train
+from minivae.vae import VAE, Widths
+
+SIGMAS = ["1", "0.3", "optimal", "learned", "pixel"]
+ODD, EVEN = Widths((4, 5, 6), 7, (8, 6, 5)), Widths((4, 8, 12), 8, (8, 12, 4))  # EVEN: vectors, tensor cores
+
+
+@pytest.fixture(autouse=True)
+def on_the_emulator():
+    if emulator.WHY_NOT:
+        pytest.skip(emulator.WHY_NOT)
+    cuda_module.use(device, device.RawModule)
+    with emulator.lane_order(2):
+        yield
+
+
+def move_off(vae):
+    """gamma, beta and biases away from 1, 0 and 0, where a true gradient can be 0 and Adam takes the sign of rounding."""
+    rng = np.random.default_rng(1)
+    for p in vae.params.trained:
+        if len(p.shape) == 1:
+            p.value += vae.ops.xp.asarray((0.2 * rng.standard_normal(p.shape)).astype(vae.dtype))
+
+
+def state(trainer):
+    params, host = trainer.vae.params, trainer.ops.to_host
+    arrays = {p.name: p.value for p in params.trained + params.state}
+    arrays |= {f"d {p.name}": p.grad for p in params.trained}
+    arrays |= {"x": trainer.x, "eps": trainer.eps, "m": trainer.adam.m, "v": trainer.adam.v, "t": trainer.adam.t,
+               "history": trainer.history, "x_hat": trainer.vae.likelihood.x_hat, "z": trainer.vae.posterior.z}
+    return {name: host(array).copy() for name, array in arrays.items()}
+
+
+def compare(dtype, widths, steps, tolerance, **changes):
+    found = []
+    for ops in (numpy_ops, cuda_ops):
+        t = Trainer(config(**changes), dataset(), ops, dtype, widths)
+        move_off(t.vae)
+        for _ in range(steps):
+            t.step()
+        found.append(state(t) | {"test losses": t.test_losses()})
+    for name, expected in found[0].items():
+        np.testing.assert_allclose(found[1][name], expected, rtol=tolerance,
+                                   atol=tolerance * max(np.abs(expected).max(), 1e-3), err_msg=name)
+
+
+@pytest.mark.parametrize("kl", ["sample", "analytic"])
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_three_updates_are_numpy_s(kl, sigma):
+    """Losses, activations, gradients, moments, parameters, moving statistics, then test mode."""
+    compare(np.float64, ODD, 3, 1e-9, kl=kl, sigma=sigma)
+
+
+@pytest.mark.parametrize("widths", [ODD, EVEN], ids=["odd", "even"])
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 2e-4), ("tf32", 2e-2)])
+def test_the_first_update_in_float32(widths, precision, tolerance, monkeypatch):
+    monkeypatch.setattr(cuda_module, "precision", precision)
+    compare(np.float32, widths, 1, tolerance)
+
+
+@pytest.mark.parametrize("kl, sigma", [("sample", "1"), ("analytic", "optimal"), ("sample", "learned"),
+                                       ("analytic", "pixel")])
+def test_gradients_of_the_whole_model(rng, kl, sigma):
+    """One direction through all parameters at once, and one through the images."""
+    loss, arrays = model(rng, kl, sigma, EVEN)
+    analytic, numeric, error = gradcheck.directional(loss, *arrays["values"], rng, cuda_ops)
+    assert error < gradcheck.TOLERANCE, (analytic, numeric)
+    if sigma == "1":
+        analytic, numeric, error = gradcheck.directional(loss, *arrays["x"], rng, cuda_ops)
+        assert error < gradcheck.TOLERANCE, (analytic, numeric)
+
+
+def test_every_gradient(rng):
+    loss, arrays = model(rng, "sample", "1", ODD)
+    for name, (array, grad) in arrays.items():
+        analytic, numeric, error = gradcheck.directional(loss, array, grad, rng, cuda_ops)
+        assert error < gradcheck.TOLERANCE, (name, analytic, numeric)
+
+
+def model(rng, kl, sigma, widths):
+    """The loss L() in float64, and {name: (array, dL/d array)}."""
+    vae = VAE((8, 16, 3), 3, cuda_ops, np.float64, kl=kl, sigma=sigma, widths=widths)
+    move_off(vae)
+    x, eps = device.asarray(rng.uniform(-1, 1, (3, 8, 16, 3))), device.asarray(rng.standard_normal((3, 3)))
+
+    def loss():
+        rec, kl = vae.forward(x, eps)
+        return float((rec + kl).mean())
+
+    loss()
+    dx = vae.backward(want_dx=True) + (x - vae.likelihood.x_hat) / 3
+    params = vae.params
+    arrays = {"values": (params.values, params.grads.copy()), "x": (x, dx)}
+    return loss, arrays | {p.name: (p.value, p.grad.copy()) for p in params.trained}
+
+
+def test_gradcheck(capsys, monkeypatch):
+    """What `run.py gradcheck --gpu` prints, at a small size; a wrong kernel would fail it."""
+    monkeypatch.setattr(gradcheck.model, "__defaults__", ((8, 8, 1), 3, 2))
+    monkeypatch.setattr(gradcheck.VAE.__init__, "__defaults__", (np.float32, 0, "sample", ODD, "1"))
+    assert gradcheck.run(cuda_ops)
+
+    def wrong_tanh(*arguments):
+        cuda_ops.tanh_gaussian(*arguments)
+        arguments[-1][...] = arguments[-1] * 1.01
+
+    wrong = SimpleNamespace(**{**vars(cuda_ops), "xp": device, "tanh_gaussian": wrong_tanh})
+    assert not gradcheck.run(wrong)
+    assert "gen/tconv3/b" in [line.split()[0] for line in capsys.readouterr().out.splitlines() if "FAILS" in line]
+
+
+def test_two_runs_give_the_same_bits():
+    a, b = ({}, {})
+    for found in (a, b):
+        t = trainer(cuda_ops, np.float32)
+        for _ in range(3):
+            t.step()
+        found |= state(t)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], name)
+
+
+@pytest.mark.parametrize("first, second", [(numpy_ops, cuda_ops), (cuda_ops, numpy_ops)], ids=["to GPU", "to CPU"])
+def test_a_checkpoint_crosses_devices(tmp_path, first, second):
+    """Saved after update 6 on one device, trained to 10 on the other: as if on one."""
+    run, straight = Run.create(tmp_path / "run", "x", config(steps=6)), trainer(numpy_ops)
+    train(run, trainer(first, steps=6))
+    other = trainer(second)
+    checkpoint.load_training(run / "checkpoint.h5", other)
+    run.config.steps = 10
+    run.forget_after(6)
+    train(run, other)
+    for _ in range(10):
+        straight.step()
+    np.testing.assert_allclose(second.to_host(other.vae.params.values), straight.vae.params.values, rtol=0, atol=1e-8)
+    assert [row["step"] for row in run.metrics()] == [4, 5, 6, 8, 10]
+    assert (run / "samples.png").exists() and (run / "reconstructions.png").exists()
+
+
+def test_pictures_and_the_density_card(tmp_path, monkeypatch):
+    """The rest of the commands, once each: they keep host and device apart."""
+    monkeypatch.setattr(density.fit_posterior, "__defaults__", (2, 1, 0.1))
+    run = Run.create(tmp_path / "run", "x", config(steps=1))
+    for sigma in ("1", "pixel"):
+        t = trainer(cuda_ops, np.float32, sigma=sigma)
+        t.step()
+        found = card.evaluate(run, t, dataset(), images=8, importance=2, ais_images=2, ais_chains=1, ais_steps=2, seed=0)
+        assert all(np.isfinite(row["nats_per_image"]) for row in found["bounds"].values())
+        figures.draw_interpolation(run / "interpolation.png", t.vae, t.test_images)
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    t = trainer(cuda_ops, np.float32, log_every=8)
+    for step in range(5):
+        t.step()
+        if step == 2:
+            t.vae.params.values[...] = np.nan
+    assert t.failure() == 4
+
+
+class Stream:
+    """Counts what capture does with a stream and the graph that it gets from it."""
+
+    def __init__(self):
+        self.calls = []
+
+    def begin_capture(self):
+        self.calls.append("begin")
+
+    def end_capture(self):
+        self.calls.append("end")
+        return self
+
+    def launch(self, stream):
+        assert stream is self
+        self.calls.append("launch")
+
+
+def test_capture_runs_once_records_once_then_replays():
+    stream = Stream()
+    cuda_module.use(device, device.RawModule, stream=stream)
+    replay = cuda_ops.capture(lambda: stream.calls.append("step"))
+    for _ in range(3):
+        replay()
+    assert stream.calls == ["step", "begin", "step", "end", "launch", "launch"]
+
+
+def test_an_update_allocates_nothing_once_it_is_warm(monkeypatch):
+    """What a captured graph needs: every array that it names exists already, and lives on."""
+    t = trainer(cuda_ops, np.float32)
+    t.step()
+    for name in ("zeros", "full", "asarray", "asnumpy", "ascontiguousarray", "_device"):
+        monkeypatch.setattr(device, name, None)
+    t.update()
