@@ -30,7 +30,7 @@ def on_the_emulator():
 
 
 def move_off(vae):
-    """gamma, beta and biases away from 1, 0 and 0, where a true gradient can be 0 and Adam takes the sign of rounding."""
+    """gamma, beta and biases away from 1, 0, 0, where a gradient can be 0 and Adam follows the sign of rounding."""
     rng = np.random.default_rng(1)
     for p in vae.params.trained:
         if len(p.shape) == 1:
@@ -159,7 +159,8 @@ def test_pictures_and_the_density_card(tmp_path, monkeypatch):
     for sigma in ("1", "pixel"):
         t = trainer(cuda_ops, np.float32, sigma=sigma)
         t.step()
-        found = card.evaluate(run, t, dataset(), images=8, importance=2, ais_images=2, ais_chains=1, ais_steps=2, seed=0)
+        found = card.evaluate(run, t, dataset(), images=8, importance=2, ais_images=2, ais_chains=1, ais_steps=2,
+                              seed=0)
         assert all(np.isfinite(row["nats_per_image"]) for row in found["bounds"].values())
         figures.draw_interpolation(run / "interpolation.png", t.vae, t.test_images)
 

@@ -1,0 +1,309 @@
+"""A training step on this machine's GPU: minivae's against PyTorch's, and each product against cuDNN and the roofline.
+
+    pip install -r requirements-gpu.txt torch && python benchmarks/gpu_step.py
+
+writes benchmarks/results/gpu-NAME.json and the README's tables. Every number is a median over rounds in which the
+candidates take turns, timed with CUDA events in one process. PyTorch's batches and noise are made beforehand; minivae's
+are part of its step. Both may use tf32; PyTorch's cuDNN searches for its fastest algorithm.
+"""
+
+import argparse
+import datetime
+import json
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import roofline
+from readme import table, write_between
+
+from minivae.data import Dataset, Split
+from minivae.errors import UserError
+from minivae.runs import Config
+from minivae.train import Trainer
+from minivae.vae import VAE
+
+RESULTS = Path(__file__).parent / "results"
+BATCHES = 64, 256, 1024
+COLUMNS = {"minivae": "minivae", "channels_last": "PyTorch eager, channels_last", "compile": "torch.compile",
+           "max-autotune": "torch.compile, max-autotune, CUDA graphs"}
+ROUNDS, WARM_UP = 15, 20
+REPEATS = 20  # calls of a product in the graph that is timed
+UPDATES = 50_000  # the reference's run
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
+    parser.add_argument("--updates", type=int, default=UPDATES, help="of the run that is timed as a whole")
+    args = parser.parse_args(arguments)
+    try:
+        from minivae.ops import cuda_module
+
+        cuda_module.require_gpu()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    import cupy
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    results = {
+        "card": name, "date": datetime.date.today().isoformat(), "cupy": cupy.__version__, "torch": torch.__version__,
+        "cuda driver": cupy.cuda.runtime.driverGetVersion(), "cudnn": torch.backends.cudnn.version(),
+        "steps": [steps(batch, args.columns) for batch in args.batch],
+        "products": products(args.batch[0], roofline.card(name)), "run": whole_run(args.updates),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    (RESULTS / f"gpu-{slug}.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = report(results)
+    write_between("gpu", text)
+    print(text)
+
+
+# The step
+
+
+def trainer(batch, steps=100):
+    """A Trainer of the reference's model on the GPU, on random images: what they show does not change the time."""
+    from minivae.ops import cuda_ops
+
+    images = np.random.default_rng(0).integers(0, 256, (8192, 32, 32, 3), np.uint8)
+    split = Split(images, None, "random")
+    config = Config("random", steps, batch, 10, 1e-3, 0, "sample", 100, 1000, 1000, (32, 32, 3), "random", "random")
+    return Trainer(config, Dataset("random", split, split, []), cuda_ops)
+
+
+def steps(batch, columns):
+    """{column: {ms, memory}} of one batch size, and how many kernels minivae launches for a step."""
+    found = {"batch": batch, "ms": {}, "peak_mb": {}}
+    candidates = {column: (mine if column == "minivae" else torch_step)(batch, column, found) for column in columns}
+    for column, timings in take_turns(candidates).items():
+        found["ms"][column] = statistics.median(timings)
+    return found
+
+
+def mine(batch, column, found):
+    import cupy
+
+    from minivae.ops import cuda_module
+
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    before, t = pool.used_bytes(), trainer(batch)
+    launch, count = cuda_module.Source.launch, 0
+
+    def counted(*args, **options):
+        nonlocal count
+        count += 1
+        return launch(*args, **options)
+
+    t.step()
+    cuda_module.Source.launch = counted
+    t.update()
+    cuda_module.Source.launch = launch
+    t.adam.t[...] = t.step_count
+    found["launches"] = count
+    found["peak_mb"][column] = (pool.used_bytes() - before - t.device_images.nbytes - t.device_test.nbytes) / 1e6
+    return cupy_timer(t.step)
+
+
+def torch_step(batch, column, found):
+    import torch
+    from torch_vae import TorchVAE, training_step
+
+    torch.manual_seed(0)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    x, eps = torch.rand(batch, 3, 32, 32, device="cuda") * 2 - 1, torch.randn(batch, 10, device="cuda")
+    step, x = training_step(TorchVAE().cuda(), x, column)
+    for _ in range(WARM_UP):
+        step(x, eps)
+    torch.cuda.synchronize()
+    found["peak_mb"][column] = (torch.cuda.max_memory_allocated() - before) / 1e6
+    return torch_timer(lambda: step(x, eps))
+
+
+def cupy_timer(call):
+    """A function of a number of calls: milliseconds for each, between two events on minivae's stream."""
+    import cupy
+
+    def timer(calls):
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        return cupy.cuda.get_elapsed_time(start, end) / calls
+
+    return timer
+
+
+def torch_timer(call):
+    import torch
+
+    def timer(calls):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / calls
+
+    return timer
+
+
+def take_turns(timers, calls=50):
+    """{name: [milliseconds of each round]}: in every round each has its turn, after a warm-up."""
+    found = {name: [] for name in timers}
+    for timer in timers.values():
+        timer(WARM_UP)
+    for _ in range(ROUNDS):
+        for name, timer in timers.items():
+            found[name].append(timer(calls))
+    return found
+
+
+def whole_run(updates):
+    """Seconds for a run: batches drawn on the host, a look at the losses every 100 updates, nothing written."""
+    import cupy
+
+    t = trainer(64, updates)
+    for _ in range(2):
+        t.step()
+    cupy.cuda.get_current_stream().synchronize()
+    start = time.perf_counter()
+    while t.step_count < updates + 2:
+        t.step()
+        if t.step_count % 100 == 0:
+            t.train_losses()
+    cupy.cuda.get_current_stream().synchronize()
+    return {"updates": updates, "batch": 64, "seconds": time.perf_counter() - start}
+
+
+# The products
+
+
+def products(batch, peaks):
+    """[{name, pass, minivae, cudnn, floor}] in microseconds, each pass of each layer alone, its arrays in the cache."""
+    from minivae.ops import numpy_ops
+
+    rows = []
+    for product in roofline.products(VAE((32, 32, 3), 10, numpy_ops), batch):
+        mine, theirs = my_passes(product), torch_passes(product)
+        for name in product.passes:
+            timings = take_turns({"minivae": graph_of(mine[name]), "cudnn": torch_graph_of(theirs[name])}, calls=10)
+            rows.append({"name": product.name, "pass": name} |
+                        {who: statistics.median(times) / REPEATS * 1e3 for who, times in timings.items()} |
+                        {"floor": product.floor(peaks[0], peaks[2]) * 1e6 if peaks else None})
+    return rows
+
+
+def my_passes(product):
+    from minivae.ops import cuda_ops as ops
+
+    rng = np.random.default_rng(0)
+    big, small, w = (ops.xp.asarray(rng.standard_normal(s).astype(np.float32))
+                     for s in (product.big, product.small, product.w))
+    big_out, small_out, dw = ops.xp.zeros_like(big), ops.xp.zeros_like(small), ops.xp.zeros_like(w)
+    if product.kind == "dense":
+        return {"forward": lambda: ops.dense(big, w, small_out), "dx": lambda: ops.dense_dx(small, w, big_out),
+                "dw": lambda: ops.dense_dw(big, small, dw)}
+    g, buffers = product.geometry, ops.Buffers()
+    to_small = lambda: ops.conv(ops.im2col(big, g, buffers), w, g, small_out)  # noqa: E731
+    to_big = lambda: ops.conv_dx(small, w, g, big_out)  # noqa: E731
+    forward, dx = (to_small, to_big) if product.kind == "conv" else (to_big, to_small)
+    return {"forward": forward, "dx": dx, "dw": lambda: ops.conv_dw(ops.im2col(big, g, buffers), small, g, dw)}
+
+
+def torch_passes(product):
+    """cuDNN's, channels_last, and cuBLAS' for dense layers. A convolution's padding is done beforehand, a transposed
+    one's crop not at all.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if product.kind == "dense":
+        x, w, dy = (torch.randn(s, device="cuda") for s in (product.big, product.w, product.small))
+        return {"forward": lambda: x @ w, "dx": lambda: dy @ w.T, "dw": lambda: x.T @ dy}
+    n, height, width, i = product.big
+    small, k, s = product.small, product.geometry.kernel, product.geometry.stride
+
+    def image(*shape):
+        return torch.randn(shape, device="cuda").contiguous(memory_format=torch.channels_last)
+
+    y = image(small[0], small[3], small[1], small[2])
+    w = image(product.w[3], i, k, k)
+    padding = 0 if product.kind == "conv" else 1
+    big = image(n, i, (small[1] - 1) * s + k - 2 * padding, (small[2] - 1) * s + k - 2 * padding)
+    transposed = product.kind == "tconv"
+    x, dy = (y, big) if transposed else (big, y)
+
+    def backward(*mask):
+        return lambda: torch.ops.aten.convolution_backward(dy, x, w, None, [s, s], [padding] * 2, [1, 1], transposed,
+                                                           [0, 0], 1, mask)
+
+    forward = F.conv_transpose2d if transposed else F.conv2d
+    return {"forward": lambda: forward(x, w, stride=s, padding=padding), "dx": backward(True, False, False),
+            "dw": backward(False, True, False)}
+
+
+def graph_of(call):
+    """A timer of REPEATS calls in one CUDA graph, so that the host's time for a launch does not count."""
+    from minivae.ops import cuda_ops
+
+    return cupy_timer(cuda_ops.capture(lambda: [call() for _ in range(REPEATS)]))
+
+
+def torch_graph_of(call):
+    import torch
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(REPEATS):
+            call()
+    return torch_timer(graph.replay)
+
+
+# The tables
+
+
+def report(results):
+    """The README's text: results as Markdown."""
+    run = results["run"]
+    head = ["batch", *(COLUMNS[c] for c in results["steps"][0]["ms"]), "launches"]
+    rows = [[str(s["batch"]), *(f"{ms:.3f}" for ms in s["ms"].values()), str(s.get("launches", "-"))]
+            for s in results["steps"]]
+    memory = [[str(s["batch"]), *(f"{mb:.0f}" for mb in s["peak_mb"].values())] for s in results["steps"]]
+    layers = [[r["name"], r["pass"], f"{r['minivae']:.1f}", f"{r['cudnn']:.1f}", f"{r['cudnn'] / r['minivae']:.2f}",
+               f"{r['floor']:.1f}" if r["floor"] else "-"] for r in results["products"]]
+    return "\n\n".join([
+        f"{results['card']}, {results['date']}, CuPy {results['cupy']}, PyTorch {results['torch']}, cuDNN "
+        f"{results['cudnn']}. Milliseconds for an update, tf32:",
+        table(head, rows),
+        f"{run['updates']:,} updates of batch {run['batch']}, batches drawn on the host included: "
+        f"{run['seconds']:.1f} s. Peak memory, the data set not counted, MB:",
+        table(head[:-1], memory),
+        f"Each product alone at batch {results['steps'][0]['batch']}, microseconds; ratio: cuDNN / minivae; "
+        "floor: the card's data sheet ([benchmarks/roofline.py](benchmarks/roofline.py)):",
+        table(["layer", "pass", "minivae", "cuDNN", "ratio", "floor"], layers),
+    ])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
