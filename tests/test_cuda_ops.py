@@ -1,4 +1,9 @@
-"""Each operation's kernels on the emulator against NumPy: both dtypes, three lane orders, ragged sizes, guard pages."""
+"""Each operation's kernels against NumPy's, in both dtypes, at ragged sizes.
+
+On the emulator in three orders of lanes and between guard pages; with -m gpu on the GPU.
+"""
+
+import inspect
 
 import numpy as np
 import pytest
@@ -6,7 +11,6 @@ from emulator import emulator
 
 from minivae.ops import cuda_module, cuda_ops, numpy_ops, philox
 
-pytestmark = pytest.mark.usefixtures("cuda")
 TOLERANCE = {np.float32: 3e-6, np.float64: 1e-12}  # relative to an array's largest value
 
 
@@ -33,19 +37,23 @@ def new(dtype):
     return lambda *shape: np.full(shape, np.nan, dtype)
 
 
-def agree(name, *args, times=1, tolerance=None):
-    """Run numpy_ops.NAME and cuda_ops.NAME on copies of args: every array among them must come out the same.
+@pytest.fixture
+def agree(to_device):
+    """agree(NAME, *args): numpy_ops.NAME and cuda_ops.NAME on copies of args leave the same in every array of them."""
 
-    The kernels' copies start on 16 bytes and lie between pages that must not be touched.
-    """
-    expected, found = ([f(a) if isinstance(a, np.ndarray) else a for a in args] for f in (np.array, emulator.guarded))
-    for _ in range(times):
-        getattr(numpy_ops, name)(*expected)
-        getattr(cuda_ops, name)(*found)
-    for i, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
-        if isinstance(mine, np.ndarray):
-            close(mine, theirs, f"{name}, argument {i}", tolerance)
-    return found
+    def agree(name, *args, times=1, tolerance=None):
+        expected, found = ([put(a) if isinstance(a, np.ndarray) else a for a in args] for put in (np.array, to_device))
+        for _ in range(times):
+            getattr(numpy_ops, name)(*expected)
+            getattr(cuda_ops, name)(*found)
+        found = [cuda_module.to_host(a) if isinstance(e, np.ndarray) else a
+                 for a, e in zip(found, expected, strict=True)]
+        for i, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+            if isinstance(mine, np.ndarray):
+                close(mine, theirs, f"{name}, argument {i}", tolerance)
+        return found
+
+    return agree
 
 
 def close(mine, theirs, what, tolerance=None):
@@ -58,12 +66,12 @@ SHAPES = [(7, 10), (3, 5, 4, 3), (272, 4), (9, 40), (17, 4, 4, 36), (280, 5), (3
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_batch_moments(draw, new, shape):
+def test_batch_moments(agree, draw, new, shape):
     x = 3 + draw(*shape)
     agree("batch_moments", x, new(2, shape[-1]), times=2)
 
 
-def test_moments_of_a_large_mean_in_float32(rng):
+def test_moments_of_a_large_mean_in_float32(agree, rng):
     x = (1e4 + rng.standard_normal((600, 3))).astype(np.float32)
     _, moments = agree("batch_moments", x, np.empty((2, 3), np.float32))
     np.testing.assert_allclose(moments[1], x.astype(np.float64).var(0), rtol=1e-3)
@@ -72,7 +80,7 @@ def test_moments_of_a_large_mean_in_float32(rng):
 @pytest.mark.parametrize("moving", [True, False])
 @pytest.mark.parametrize("slope", [0.2, 1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_batch_norm(draw, draw_moments, new, shape, slope, moving):
+def test_batch_norm(agree, draw, draw_moments, new, shape, slope, moving):
     c = shape[-1]
     moments, gamma, beta = draw_moments(c), draw(c), draw(c)
     agree("batch_norm", draw(*shape), moments, gamma, beta, slope, new(*shape), draw(2, c) if moving else None, 0.99)
@@ -81,43 +89,43 @@ def test_batch_norm(draw, draw_moments, new, shape, slope, moving):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("slope", [0.2, 1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_batch_norm_dx(draw, draw_moments, new, shape, slope, train):
+def test_batch_norm_dx(agree, draw, draw_moments, new, shape, slope, train):
     c = shape[-1]
     x, dy, moments, gamma, beta = draw(*shape), draw(*shape), draw_moments(c), draw(c), draw(c)
     agree("batch_norm_dx", dy, x, moments, gamma, beta, slope, train, new(*shape), new(c), new(c))
 
 
 @pytest.mark.parametrize("shape", [(272, 36), (9, 40)], ids=str)
-def test_batch_norm_dx_in_place(draw, draw_moments, new, shape):
+def test_batch_norm_dx_in_place(to_device, draw, draw_moments, new, shape):
     x, dy, moments = draw(*shape), draw(*shape), draw_moments(shape[1])
-    rest = x, moments, draw(shape[1]), draw(shape[1]), 0.2, True
-    expected, found = dy.copy(), emulator.guarded(dy)
-    for ops, array in ((numpy_ops, expected), (cuda_ops, found)):
-        ops.batch_norm_dx(array, *rest, array, new(shape[1]), new(shape[1]))
-    close(found, expected, "dx")
+    rest, sums = (x, moments, draw(shape[1]), draw(shape[1])), (new(shape[1]), new(shape[1]))
+    expected, found = dy.copy(), to_device(dy)
+    numpy_ops.batch_norm_dx(expected, *rest, 0.2, True, expected, *sums)
+    cuda_ops.batch_norm_dx(found, *map(to_device, rest), 0.2, True, found, *map(to_device, sums))
+    close(cuda_module.to_host(found), expected, "dx")
 
 
-def test_a_zero_before_the_leak_has_slope_one(dtype):
+def test_a_zero_before_the_leak_has_slope_one(agree, dtype):
     """A channel that is constant, as a border can be, has u = beta = 0: both sides must take the same branch."""
     x, one = np.ones((4, 1), dtype), np.ones(1, dtype)
     moments = np.array([[1], [0]], dtype)
     agree("batch_norm_dx", x, x, moments, one, 0 * one, 0.2, False, x * np.nan, one * np.nan, one * np.nan)
 
 
-def test_moving_average(draw):
+def test_moving_average(agree, draw):
     agree("moving_average", draw(2, 5), draw(2, 5), 0.99)
     agree("moving_average", draw(300), draw(300), 0.99)
 
 
 @pytest.mark.parametrize("analytic", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1), (9, 10), (3, 33)], ids=str)
-def test_latent(draw, new, shape, analytic):
+def test_latent(agree, draw, new, shape, analytic):
     _, s, eps, _, z, var, _ = agree("latent", draw(*shape), 3 * draw(*shape), draw(*shape), analytic, new(*shape),
                                     new(*shape), new(shape[0]))
     agree("latent_dx", draw(*shape), draw(*shape), s, eps, analytic, 0.3, z, var, new(*shape), new(*shape))
 
 
-def test_extreme_variances(dtype):
+def test_extreme_variances(agree, dtype):
     s = np.array([[-1e4, -100, -20, 0, 20, 100, 1e4]], dtype)
     one, new = np.ones_like(s), np.full_like(s, np.nan)
     _, _, _, _, z, var, _ = agree("latent", one, s, one, False, new, new, np.full(1, np.nan, dtype))
@@ -127,33 +135,33 @@ def test_extreme_variances(dtype):
 IMAGES = [(5, 8, 8, 3), (1, 8, 8, 1), (2, 24, 40, 3), (300, 2, 2, 2), (2, 3, 3, 3)]
 
 
-def test_bias_tanh(draw, new):
+def test_bias_tanh(agree, draw, new):
     agree("bias_tanh", draw(3, 8, 8, 3), draw(3), new(3, 8, 8, 3))
 
 
 @pytest.mark.parametrize("log_sigma", [0, -0.7])
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
-def test_tanh_gaussian(draw, new, dtype, shape, log_sigma):
+def test_tanh_gaussian(agree, draw, new, dtype, shape, log_sigma):
     n, c = shape[0], shape[-1]
     agree("tanh_gaussian", draw(*shape), draw(c), draw(*shape), np.full(1, log_sigma, dtype), 0.25, new(*shape), new(n),
           new(*shape), new(c), times=2)
 
 
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
-def test_tanh_gaussian_pixel(draw, new, shape):
+def test_tanh_gaussian_pixel(agree, draw, new, shape):
     n, c, both = shape[0], shape[-1], (*shape[:3], 2 * shape[-1])
     agree("tanh_gaussian_pixel", draw(*both), draw(2 * c), draw(*shape), 0.25, new(*shape), new(n), new(*both),
           new(2 * c), times=2)
 
 
-def test_saturated_images(dtype):
+def test_saturated_images(agree, dtype):
     a = np.array([[0, 0, 0, 1e30, -1e30, -1e4, 0, 1e4]], dtype).reshape(1, 1, 1, 8)
     x, new = np.full((1, 1, 1, 4), 0.5, dtype), np.full(8, np.nan, dtype)
     found = agree("tanh_gaussian_pixel", a, np.zeros(8, dtype), x, 1, x * np.nan, new[:1], a * np.nan, new)
     assert all(np.isfinite(v).all() for v in found if isinstance(v, np.ndarray))
 
 
-def test_sigma(draw, new, dtype):
+def test_sigma(agree, draw, new, dtype):
     for n in (1, 300):
         rec = np.abs(draw(n))
         agree("log_sigma_dx", rec, draw(1), 48, 0.25, new(1))
@@ -163,13 +171,13 @@ def test_sigma(draw, new, dtype):
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
-def test_add(draw, size):
+def test_add(agree, draw, size):
     agree("add", draw(size), draw(size))
 
 
 @pytest.mark.parametrize("seed, stream, t", [(0, 1, 0), (2**64 - 1, 2, 2**40 + 5), (7, 4, 2**62)])
 @pytest.mark.parametrize("count", [1, 6, 1029])
-def test_normal(new, seed, stream, t, count):
+def test_normal(agree, new, seed, stream, t, count):
     agree("normal", seed, stream, np.array([t]), new(count))
 
 
@@ -180,7 +188,7 @@ __global__ void words(unsigned long long seed, unsigned stream, unsigned long lo
 """
 
 
-def test_random_words_are_philox_s():
+def test_random_words_are_philox_s(cuda):
     """The same bits as philox.words, by a kernel that the test adds to the source."""
     module = emulator.RawModule(cuda_ops.STEP.code(np.float32) + WORDS, name_expressions=["words"])
     for seed, stream, step in ((0, 0, 0), (2**64 - 1, 2**32 - 1, 2**64 - 1), (0x13198A2E243F6A88, 3, 2**33 + 1)):
@@ -190,7 +198,7 @@ def test_random_words_are_philox_s():
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 24, 3), (2, 2, 3)], ids=str)
-def test_gather(rng, new, shape):
+def test_gather(agree, rng, new, shape):
     """Bit for bit: the division is the same."""
     images = rng.integers(0, 256, (20, *shape), np.uint8)
     images[3].flat[:2] = 0, 255
@@ -200,28 +208,43 @@ def test_gather(rng, new, shape):
 
 
 @pytest.mark.parametrize("size", [1, 6, 260, 2100])
-def test_adam(draw, size):
+def test_adam(agree, draw, size):
     state = draw(size), draw(size), draw(size), np.abs(draw(size))
     for t in (0, 3, 1_000_000):
         agree("adam", *state, np.array([1e-3]), np.array([t]), 0.5, 0.999, 1e-8)
 
 
-def test_adam_strides_over_what_its_blocks_do_not_cover(draw, monkeypatch):
+def test_adam_strides_over_what_its_blocks_do_not_cover(agree, draw, monkeypatch):
     monkeypatch.setattr(cuda_ops, "BLOCKS", 2)
     state = draw(5000), draw(5000), draw(5000), np.abs(draw(5000))
     agree("adam", *state, np.array([1e-3]), np.array([3]), 0.5, 0.999, 1e-8)
 
 
 @pytest.mark.parametrize("n", [1, 64, 300])
-def test_record(draw, n):
+def test_record(agree, draw, n):
     """The kernel adds in float64, whatever the losses' dtype."""
     t, history = np.array([2**33 + 4]), np.zeros((3, 2))
     agree("record", np.abs(draw(n)), np.abs(draw(n)), t, history, times=4, tolerance=1e-6)
 
 
-def test_arrays_are_made_once(draw, new):
-    x, moments = draw(300, 4), new(2, 4)
+def test_scratch_is_made_once(to_device, draw, new):
+    x, moments = to_device(draw(300, 4)), to_device(new(2, 4))
     cuda_ops.batch_moments(x, moments)
     before = len(cuda_module.scratch._arrays)
     cuda_ops.batch_moments(x, moments)
     assert len(cuda_module.scratch._arrays) == before
+
+
+def test_the_two_modules_have_the_same_operations():
+    """Names, signatures and order."""
+
+    def contract(kind, module):
+        own = (f"minivae.ops.{kind}_", "minivae.ops.cuda_module")
+        return {name: inspect.signature(f) for name, f in vars(module).items()
+                if inspect.isfunction(f) and not name.startswith("_") and f.__module__.startswith(own)}
+
+    mine, theirs = contract("cuda", cuda_ops), contract("numpy", numpy_ops)
+    assert mine == theirs
+    written = [[name for name, f in vars(module).items() if name in mine and f.__module__ == module.__name__]
+               for module in (cuda_ops, numpy_ops)]
+    assert written[0] == [name for name in written[1] if name in written[0]]

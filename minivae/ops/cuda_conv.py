@@ -47,9 +47,9 @@ def im2col(x, g, buffers):
     return x
 
 
-def conv(x, w, g, y, moments=None):
+def conv(cols, w, g, y, moments=None):
     """y (N, h, w, O) = im2col(x) @ w, with w (k, k, I, O)."""
-    _product("CONV", x, w, y, g, len(x), w.shape[2], w.shape[3], moments)
+    _product("CONV", cols, w, y, g, len(cols), w.shape[2], w.shape[3], moments)
 
 
 def conv_dx(dy, w, g, dx, moments=None):
@@ -57,9 +57,9 @@ def conv_dx(dy, w, g, dx, moments=None):
     _product("CONV_DX", dy, w, dx, g, len(dy), w.shape[2], w.shape[3], moments)
 
 
-def conv_dw(x, dy, g, dw):
+def conv_dw(cols, dy, g, dw):
     """dw (k, k, I, O) = im2col(x)^T @ dy."""
-    _product("CONV_DW", x, dy, dw, g, len(x), dw.shape[2], dw.shape[3])
+    _product("CONV_DW", cols, dy, dw, g, len(cols), dw.shape[2], dw.shape[3])
 
 
 def dense(x, w, y, moments=None):

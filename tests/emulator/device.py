@@ -6,11 +6,17 @@ They are NumPy arrays underneath, for the emulator's kernels. Mixing them with N
 of NumPy's, or a NumPy array to a kernel, raises TypeError; asarray and asnumpy are the only ways between the two.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 from emulator import emulator
 
 
 class ndarray(np.ndarray):
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         outputs = () if out is None else out
         host = [_host(a) for a in (*inputs, *outputs)]
@@ -71,12 +77,12 @@ def zeros_like(array):
 exp, logaddexp = np.exp, np.logaddexp  # __array_ufunc__ looks after them
 
 
+class Kernel(emulator.Kernel):
+    def __call__(self, grid, block, args, shared_mem=0):
+        super().__call__(grid, block, tuple(_host(a) for a in args), shared_mem)
+
+
 class RawModule(emulator.RawModule):
     def get_function(self, name):
         kernel = super().get_function(name)
-
-        def launch(grid, block, args, shared_mem=0):
-            kernel(grid, block, tuple(_host(a) for a in args), shared_mem)
-
-        launch.max_dynamic_shared_size_bytes = kernel.max_dynamic_shared_size_bytes
-        return launch
+        return Kernel(kernel.name, kernel._library, kernel._launch, kernel._signature)
