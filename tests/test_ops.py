@@ -1,5 +1,10 @@
 """The array operations: TensorFlow's numbers, a five-loop oracle, adjoints, and gradients of batch norm."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import GOLDEN
@@ -206,3 +211,27 @@ def test_record(ops):
     ops.record(np.array([1.0, 3.0]), np.array([10.0, 20.0]), t, history)
     np.testing.assert_array_equal(history, [[0, 0], [2, 15], [0, 0]])
     assert t == 5
+
+
+STEP = """
+import hashlib
+import numpy as np
+from minivae.adam import Adam
+from minivae.ops import numpy_ops, threads
+from minivae.vae import VAE
+
+vae, rng = VAE((32, 32, 3), 10, numpy_ops), np.random.default_rng(0)
+adam = Adam(vae.params)
+for _ in range(2):
+    vae.forward(rng.uniform(-1, 1, (70, 32, 32, 3)).astype(np.float32), rng.normal(size=(70, 10)).astype(np.float32))
+    vae.backward()
+    adam.update()
+print(threads.CORES, hashlib.sha256(vae.params.values).hexdigest())
+"""
+
+
+def test_the_number_of_cores_does_not_change_a_bit():
+    outputs = [subprocess.run([sys.executable, "-c", STEP], env=os.environ | {"OMP_NUM_THREADS": cores}, text=True,
+                              cwd=Path(__file__).parent.parent, capture_output=True, check=True).stdout.split()
+               for cores in ("1", "2")]
+    assert outputs[0][0] == "1" and outputs[0][1] == outputs[1][1], outputs

@@ -11,14 +11,15 @@ their own. So no product is spent on padding: for a 5 x 5 kernel over 4 x 4 smal
 """
 
 import math
+from itertools import product
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minivae.ops.numpy_norm import batch_moments
-from minivae.ops.threads import CORES, parallel, scratch, split
+from minivae.ops.threads import parallel, scratch, split
 
-IMAGES = 64  # of one thread's piece, at most: more would not speed up the products
+IMAGES = 32  # of one thread's piece: more would hardly speed up its products
 
 
 def im2col(x, g, buffers):
@@ -67,7 +68,9 @@ def conv_dx(dy, w, g, dx, moments=None):
     def work(images):
         dx[images] = 0
         for j, b in g.runs:
-            small = _rows_first(dy[images, :, j])
+            moved = dy[images, :, j].transpose(1, 2, 0, 3)
+            small = scratch("small", moved.shape, dy.dtype)
+            np.copyto(small, moved)
             u = scratch("big", _unfolded(g, j, b, images, w.shape[2]), dy.dtype)
             covered = {}  # phase: its big rows that the nearest tap row sees; the others see fewer
             for tap, phase, rows, big in g.row_taps:
@@ -86,36 +89,27 @@ def conv_dx(dy, w, g, dx, moments=None):
 
 
 def conv_dw(cols, dy, g, dw):
-    """dw (k, k, I, O) = im2col(x)^T @ dy: each thread sums over its own images, then all threads' sums are added."""
-    sums = [dw, *scratch("dw", (min(CORES, len(cols)) - 1, *dw.shape), dw.dtype)]
+    """dw (k, k, I, O) = im2col(x)^T @ dy: a task sums over all images, for one row of taps and half of the outputs."""
+    runs = [(images, j, b, u) for images, arrays in cols for (j, b), u in zip(g.runs, arrays, strict=True)]
+    small = [scratch(("dy", i), (*u.shape[1:4], dw.shape[3]), dw.dtype) for i, (*_, u) in enumerate(runs)]
 
-    def work(i):
-        sums[i].fill(0)
-        for images, arrays in cols[i :: len(sums)]:
-            for (j, b), u in zip(g.runs, arrays, strict=True):
-                small = _rows_first(dy[images, :, j])
-                for tap, phase, rows, big in g.row_taps:
-                    _product(_matrix(u[phase, big], 2).T, _matrix(small[rows]), _matrix(sums[i][tap, b]), add=True)
+    def move(i):
+        images, j, *_ = runs[i]
+        np.copyto(small[i], dy[images, :, j].transpose(1, 2, 0, 3))
 
-    def add(part):
-        for other in sums[1:]:
-            dw[part] += other[part]
+    def work(task):
+        (tap, phase, rows, big), part = task
+        for (*_, b, u), moved in zip(runs, small, strict=True):
+            _product(_matrix(u[phase, big], 2).T, _matrix(moved[rows])[:, part], _matrix(dw[tap, b])[:, part], add=True)
 
-    parallel(work, range(len(sums)))
-    parallel(add, split(len(dw), 1))
+    dw.fill(0)
+    parallel(move, range(len(runs)))
+    parallel(work, list(product(g.row_taps, split(dw.shape[3], -(-dw.shape[3] // 2)))))
 
 
 def _unfolded(g, columns, taps, images, channels):
     """The shape of the windows of a run."""
     return g.stride, g.out_height, *(s.stop - s.start for s in (columns, images, taps)), channels
-
-
-def _rows_first(y):
-    """A copy of y (n, h, w, O) as (h, w, n, O)."""
-    moved = y.transpose(1, 2, 0, 3)
-    copy = scratch("small", moved.shape, y.dtype)
-    np.copyto(copy, moved)
-    return copy
 
 
 def _matrix(x, columns=1):

@@ -9,7 +9,7 @@ import numpy as np
 from minivae.ops.threads import parallel, scratch, split
 
 WIDE = 2048  # elements
-MOST, LEAST = 2**19, 2**17  # elements of one thread's piece: the third-level cache holds it; worth waking a thread
+PIECE = 2**17  # elements of one thread's piece: its arrays fit in the caches, and it is worth waking a thread
 BN_EPS = 1e-3
 
 
@@ -131,8 +131,7 @@ def _wide(x, c):
 
 
 def _pieces(wide):
-    width = wide.shape[1]
-    return split(len(wide), MOST // width, LEAST // width)
+    return split(len(wide), PIECE // wide.shape[1])
 
 
 def _tile(row, wide):

@@ -22,7 +22,7 @@ from minivae.ops.threads import parallel, scratch, split
 xp = np
 
 ADAM_PIECE = 2**18  # elements: those of all five arrays fit in the caches of a core
-PRODUCT = 2**22  # multiplications worth waking a thread for
+PRODUCT = 2**24  # multiplications of one thread's piece
 VAR_FLOOR = 1e-5  # added to softplus: the variance of q(z|x) never reaches zero
 SIGMA_FLOOR = 1 / 127.5  # one grey level: a fitted p(x|z) narrower than that would describe the rounding
 
@@ -72,11 +72,10 @@ def dense_dw(x, dy, dw):
 
 def _product(a, b, out):
     """out = a @ b, on all cores along its longer side."""
-    least = PRODUCT // (a.size if len(a) < b.shape[1] else b.size)
     if len(a) < b.shape[1]:
-        parallel(lambda part: np.matmul(a, b[:, part], out=out[:, part]), split(b.shape[1], b.shape[1], least))
+        parallel(lambda part: np.matmul(a, b[:, part], out=out[:, part]), split(b.shape[1], PRODUCT // a.size))
     else:
-        parallel(lambda part: np.matmul(a[part], b, out=out[part]), split(len(a), len(a), least))
+        parallel(lambda part: np.matmul(a[part], b, out=out[part]), split(len(a), PRODUCT // b.size))
 
 
 # The Gaussians: latent code and image

@@ -36,19 +36,18 @@ def parallel(work, tasks):
             helper.result()
 
 
-def split(count, most, least=1):
-    """range(count) as slices of nearly equal length, a multiple of CORES of them, each `most` long at most.
+def split(count, most):
+    """range(count) as slices of nearly equal length, each `most` long at most.
 
-    Fewer of them, where they would be shorter than `least`.
+    How work is cut never depends on CORES: the same sums in the same order, so the same bits, on any number of them.
     """
-    parts = math.ceil(count / max(most, 1) / CORES) * CORES
-    parts = max(min(parts, count // max(least, 1)), 1)
+    parts = math.ceil(count / max(most, 1))
     bounds = [count * i // parts for i in range(parts + 1)]
     return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 def scratch(name, shape, dtype):
-    """An array of this thread's own, dead when its task ends: one piece of memory for all shapes of a name."""
+    """An array of this thread's own, dead when its task or operation ends: one piece of memory for a name's shapes."""
     size, key = math.prod(shape), (name, np.dtype(dtype))
     arrays = _local.__dict__
     if key not in arrays or arrays[key].size < size:
