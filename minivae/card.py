@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from minivae import density
-from minivae.density import Model, Noise, log_mean_exp
+from minivae.density import Model, Noise, log_mean_exp, scaled
 from minivae.errors import UserError
 from minivae.runs import write_text
 
@@ -20,6 +20,7 @@ AVERAGE = "lower bound on average"
 DRAWS = 10  # of z for each image's ELBO
 NAIVE = 1000  # of z for naive Monte Carlo
 GAUSSIAN_IMAGES = 20000  # at most, for the Gaussian baseline
+HASHED = 4096  # images read at once
 CPU = {"images": 1000, "importance": 100, "ais_images": 16, "ais_chains": 4, "ais_steps": 100}  # minutes
 GPU = {"images": 1000, "importance": 1000, "ais_images": 64, "ais_chains": 16, "ais_steps": 1000}
 
@@ -28,53 +29,63 @@ def evaluate(run, trainer, dataset, images, importance, ais_images, ais_chains, 
     """Print the card of a loaded trainer's model and write it into the run directory; return it as a dictionary.
 
     images: of the test split as train.test_subset orders it; ais_images: how many of those AIS sees. UserError if a
-    test image occurs in the training set.
+    test image occurs in the training set, or the files cannot be written.
     """
     refuse_overlap(dataset.train.images, dataset.test.images)
-    model = Model(trainer.vae, 64 if trainer.ops.xp is np else 1024)
+    model, train = Model(trainer.vae, 64 if trainer.ops.xp is np else 1024), dataset.train.images
     test = trainer.test_images[:images]
     size = math.prod(test.shape[1:])
     card = {
-        "run": str(run.folder), "update": trainer.step_count, "sigma": trainer.vae.likelihood.sigma, "seed": seed,
+        "run": str(run.folder), "update": trainer.step_count, "sigma": trainer.vae.likelihood.sigma,
+        "sigma_value": sigma_value(trainer.vae), "seed": seed,
         "train": {"images": len(dataset.train.images), "sha256": dataset.train.sha256},
         "test": {"images": len(dataset.test.images), "sha256": dataset.test.sha256},
         "dimensions": size, "importance": importance, "ais_chains": ais_chains, "ais_steps": ais_steps,
     }
     rec, kl = (float(part) for part in trainer.test_losses())
     card["reference_protocol"] = {"loss": rec + kl, "rec": rec, "kl": kl, "images": len(trainer.test_images)}
-    mean, var = bounds(card, model, test, trainer.images, importance, seed)
+    mean, var = bounds(card, model, test, train, importance, seed)
     if card["sigma"] not in ("optimal", "learned", "pixel"):
-        refit_sigma(card, model, trainer.images[:images], seed)
+        refit_sigma(card, model, train[:images], seed)
     latents(card, mean, var, seed)
     few = slice(min(ais_images, len(test)))
     x = model.device(scaled(test[few]))
     annealed(card, model, x, mean[few], var[few], importance, ais_chains, ais_steps, seed)
     simulated(card, model, len(x), ais_chains, ais_steps, seed)
-    write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
-    draw(run / "density.png", card)
     print_card(card)
+    try:
+        draw(run / "density.png", card)
+        write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
+    except OSError as e:
+        raise UserError(f"cannot write into {run.folder} ({e}); make room, or keep what is printed above") from e
     return card
 
 
 def refuse_overlap(train, test):
     """UserError if an image is in both: a density of training images says nothing about others."""
-    known = {hashlib.sha256(image).digest() for image in np.ascontiguousarray(train)}
-    found = [i for i, image in enumerate(np.ascontiguousarray(test)) if hashlib.sha256(image).digest() in known]
+    known = set(hashes(train))
+    found = [i for i, digest in enumerate(hashes(test)) if digest in known]
     if found:
         raise UserError(f"{len(found)} of {len(test)} test images occur in the training set, image {found[0]} first; "
                         "remove them from one of the two, or no density of the test images means anything")
 
 
-def scaled(images, noise=None):
-    """uint8 (N, H, W, C) as float64 in [-1, 1]; with noise each pixel spread evenly over its grey level."""
-    offset = 0 if noise is None else noise.uniform(images.shape) - 0.5
-    return (images + offset) / 127.5 - 1
+def hashes(images):
+    """The sha256 of each image, read in blocks: the images need not fit in memory."""
+    for start in range(0, len(images), HASHED):
+        yield from (hashlib.sha256(image).digest() for image in np.ascontiguousarray(images[start : start + HASHED]))
+
+
+def sigma_value(vae):
+    """The number that p(x|z)'s sigma is in test mode; None for "pixel", which has one for each value of each image."""
+    if vae.likelihood.sigma != "pixel":
+        return math.exp(float(vae.likelihood.log_sigma.value[0]))
 
 
 def estimate(values, size, kind):
-    """A row of the card from a value for each image, in nats."""
+    """A row of the card from a value for each image, in nats; its standard error needs two images."""
     n, mean = len(values), float(np.mean(values))
-    return {"nats_per_image": mean, "standard_error": float(np.std(values) / math.sqrt(max(n - 1, 1))),
+    return {"nats_per_image": mean, "standard_error": float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None,
             "bits_per_dim": float(density.bits_per_dim(mean, size)), "images": n, "kind": kind}
 
 
@@ -88,16 +99,15 @@ def bounds(card, model, test, train, importance, seed):
     dequantized = scaled(test, noise)
     y = model.device(dequantized)
     spread = density.elbo(model, y, *model.posterior(y), eps, "ELBO, dequantized")[2].mean(0)
-    chosen = np.random.RandomState(0).permutation(len(train))[:GAUSSIAN_IMAGES]
-    gaussian = density.FullGaussian(scaled(train[chosen]))
+    gaussian = density.FullGaussian(train[:: -(-len(train) // GAUSSIAN_IMAGES)])
     uniform = np.full(len(test), size * math.log(127.5 / 256))
     card["bounds"] = {
         "uniform density": estimate(uniform, size, "exact"),
         "full Gaussian of the training pixels": estimate(gaussian.log_density(scaled(test)), size, "exact"),
         f"ELBO, {DRAWS} draws": estimate(elbo, size, "lower bound"),
         f"IWAE-{importance}": estimate(log_mean_exp(log_w), size, AVERAGE),
-        "dequantized: full Gaussian": estimate(gaussian.log_density(dequantized), size, "exact"),
-        f"dequantized: ELBO, {DRAWS} draws": estimate(spread, size, "lower bound"),
+        "full Gaussian, dequantized pixels": estimate(gaussian.log_density(dequantized), size, "exact"),
+        "ELBO, dequantized pixels": estimate(spread, size, "lower bound"),
     }
     kl = float(density.kl_per_latent(mean, var).sum(1).mean())
     card["elbo_parts"] = {"expected ln p(x|z)": float(elbo.mean()) + kl, "kl": kl}
@@ -181,12 +191,13 @@ def simulated(card, model, count, chains, steps, seed):
 
 def print_card(card):
     c, constant = card, card["dimensions"] / 2 * math.log(2 * math.pi)
-    print(f"\nDensity card of {c['run']}: update {c['update']}, sigma {c['sigma']}, seed {c['seed']}")
+    print(f"\nDensity card of {c['run']}: update {c['update']}, sigma {named_sigma(c)}, seed {c['seed']}")
     for split in ("train", "test"):
         print(f"{split:<6}{c[split]['images']} images, sha256 {c[split]['sha256']}")
     print("no test image occurs in the training set; batch norm in test mode throughout")
-    print(f"\n{'':<42}{'nats/image':>12}{'+-':>8}{'bits/dim':>10}")
-    print(f"{c['bounds']['uniform density']['images']} test images")
+    print("\nln p(x) of images x in [-1, 1], in nats per image (more is better), +- its standard error over images;")
+    print("the same in bits per dimension of their pixels 0..255 (less is better)\n")
+    print(f"{c['bounds']['uniform density']['images']} test images{'':<30}{'nats/image':>12}{'+-':>8}{'bits/dim':>10}")
     print_rows(c["bounds"])
     parts, protocol = c["elbo_parts"], c["reference_protocol"]
     print(f"  ELBO = E ln p(x|z) - KL(q||p) = {parts['expected ln p(x|z)']:.2f} - {parts['kl']:.2f}")
@@ -198,17 +209,17 @@ def print_card(card):
         print(f"  best single sigma, refitted on training images: {refit['sigma']:.4f}; ELBO {refit['elbo']:.2f}, "
               f"{refit['bits_per_dim']:.3f} bits/dim, a gain of {refit['gain']:.2f} nats")
     ais, gap, ends, latents = c["ais"], c["gap"], c["simulated"], c["latents"]
-    print(f"the first {len(ais['each'])} of them")
+    print(f"\nthe first {len(ais['each'])} of them")
     print_rows(c["annealed"])
     print(f"  AIS: {c['ais_chains']} chains of {c['ais_steps']} temperatures, acceptance {ais['acceptance']:.2f}; "
           f"effective sample size {ais['ess']:.1f}, naive Monte Carlo's {ais['naive_ess']:.1f}")
     print(f"  log-likelihood - ELBO = {gap['total']:.2f} = approximation {gap['approximation']:.2f} + amortization "
           f"{gap['amortization']:.2f}")
-    print(f"{ends['lower']['images']} images simulated from the model: the error of AIS with these settings")
+    print(f"\n{ends['lower']['images']} images simulated from the model: the error of AIS with these settings")
     print_rows({"log-likelihood by AIS": ends["lower"], "log-likelihood by reverse AIS": ends["upper"]})
     print(f"  gap {ends['gap']:.2f} nats, of one image at most {ends['largest_gap']:.2f}; acceptance "
           f"{ends['acceptance']:.2f}, effective sample size {ends['ess']:.1f}")
-    print(f"latents, {sum(latents['active'])} of {len(latents['active'])} active")
+    print(f"\nlatents, {sum(latents['active'])} of {len(latents['active'])} active")
     print("  KL(q(z|x) || p(z)) in nats:", *(f"{kl:.2f}" for kl in latents["kl"]))
     print(f"  KL(q(z) || p(z)) in nats: between {latents['aggregate_kl_lower']:.2f} and "
           f"{latents['aggregate_kl_upper']:.2f}")
@@ -218,8 +229,14 @@ def print_card(card):
 
 def print_rows(rows):
     for name, row in rows.items():
-        print(f"  {name:<40}{row['nats_per_image']:12.2f}{row['standard_error']:8.2f}{row['bits_per_dim']:10.3f}"
-              f"  {row['kind']}")
+        error = "-" if row["standard_error"] is None else f"{row['standard_error']:.2f}"
+        print(f"  {name:<40}{row['nats_per_image']:12.2f}{error:>8}{row['bits_per_dim']:10.3f}  {row['kind']}")
+
+
+def named_sigma(card):
+    """"1", "learned (0.0832)", "pixel"."""
+    name, value = card["sigma"], card["sigma_value"]
+    return f"{name} ({value:.4f})" if name in ("learned", "optimal") else name
 
 
 def draw(path, card):

@@ -10,6 +10,7 @@ image (N,), and never a loss: the constant (D/2) ln 2 pi that training drops is 
 import math
 
 import numpy as np
+from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp, softmax
 from tqdm import tqdm
 
@@ -19,6 +20,8 @@ ACCEPTANCE = 0.65  # Neal, "MCMC using Hamiltonian dynamics", 2011: the best rat
 LEAPFROG = 5  # steps of a trajectory
 BLOCK = 16  # draws of z for each image that importance sampling hands to the model at once
 SIGMOID = 4  # AIS spaces its temperatures as the logistic function on [-4, 4]: Wu et al., arXiv 1611.04273
+FIT_STEPS, FIT_RATE = 150, 0.3  # of fit_posterior
+GAUSSIAN_BLOCK = 1000  # images of which the full Gaussian's covariance takes the products at once
 ACTIVE = 0.01  # a latent is active if its mean's variance over images exceeds this: Burda et al., arXiv 1509.00519
 
 
@@ -75,11 +78,11 @@ class Model:
 
     def simulate(self, z, noise):
         """Images drawn from p(x|z), z (N, Z)."""
-        images = []
+        images, eps = [], noise.normal((len(z), *self.vae.shape))
         for rows, count in self._pieces(len(z)):
             a = self.vae.generator.forward(self.device(z[rows]), train=False)
             x_hat, var = self._host(self.vae.likelihood.mean(a), count), self._host(self.vae.likelihood.var(a), count)
-            images.append(x_hat + np.sqrt(var) * noise.normal(x_hat.shape))
+            images.append(x_hat + np.sqrt(var) * eps[rows[:count]])
         return self.device(np.concatenate(images))
 
     def _pieces(self, total):
@@ -109,6 +112,12 @@ def log_mean_exp(log_w):
 def effective_samples(log_w):
     """(sum w)^2 / sum w^2 (N,): of K weights, about how many carry the estimate; 1 means that one does."""
     return 1 / (softmax(log_w, 0) ** 2).sum(0)
+
+
+def scaled(images, noise=None):
+    """uint8 (N, H, W, C) as float64 in [-1, 1]; with noise each pixel spread evenly over its grey level."""
+    offset = 0 if noise is None else noise.uniform(images.shape) - 0.5
+    return (images + offset) / 127.5 - 1
 
 
 def bits_per_dim(nats, size):
@@ -151,21 +160,24 @@ def importance(model, x, mean, var, count, noise, stage):
     return log_w
 
 
-def fit_posterior(model, x, mean, var, noise, steps=300, count=4, lr=0.1):
-    """The mean and var (N, Z) of each image's best Gaussian q(z): Adam on its ELBO, `count` draws a step.
+def fit_posterior(model, x, mean, var, noise):
+    """The mean and var (N, Z) of each image's best Gaussian q(z): Adam on its ELBO, with two draws and their mirror
+    images a step.
 
     With z = mean + sd eps and g = d ln p(x|z)/dz:    dmean = E g - mean      dln sd = E[g eps] sd + 1 - var
     mean moves in units of its first sd, and the rate falls to zero, so that the draws' noise averages out.
     """
     unit, u, log_sd = np.sqrt(var), np.zeros_like(mean), np.log(var) / 2
     m, v = np.zeros((2, *mean.shape)), np.zeros((2, *mean.shape))
-    for t in progress(range(1, steps + 1), "fit of q"):
-        sd, eps = np.exp(log_sd), noise.normal((count, *mean.shape))
+    for t in progress(range(1, FIT_STEPS + 1), "fit of q"):
+        sd, eps = np.exp(log_sd), noise.normal((2, *mean.shape))
+        eps = np.concatenate([eps, -eps])
         _, g = model.log_likelihood(x, mean + unit * u + sd * eps, gradient=True)
         ascent = np.stack([unit * (g.mean(0) - mean - unit * u), (g * eps).mean(0) * sd + 1 - sd**2])
         m += 0.1 * (ascent - m)
         v += 0.01 * (ascent**2 - v)
-        move = lr * (1 - (t - 1) / steps) * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
+        rate = FIT_RATE * (1 - (t - 1) / FIT_STEPS) ** 2
+        move = rate * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
         u, log_sd = u + move[0], log_sd + move[1]
     return mean + unit * u, np.exp(2 * log_sd)
 
@@ -177,26 +189,29 @@ def temperatures(count):
 
 
 def ais(model, x, z, mean, var, betas, step, noise, adapt=False, stage="AIS"):
-    """Annealed importance sampling (Neal, 2001): ln w (K, N) and the mean acceptance of each temperature (T, N).
+    """Annealed importance sampling (Neal, 2001): ln w (K, N) and the mean acceptance of each transition (T, N).
 
         f_b(z) = base(z)^(1-b) (p(x|z) p(z))^b, base = N(mean, var)
-        ln w = sum_t (b_t - b_{t-1}) ln(f_1/f_0)(z_{t-1})
+        ln w = sum_t (b_{t+1} - b_t) ln(f_1/f_0)(z_t), t = 0 ... T
 
-    and z_t is one Hamiltonian transition from z_{t-1} that leaves f_{b_t} invariant. betas from 0 to 1 with z from
-    base: E w = p(x), so log_mean_exp is a lower bound on average. betas from 1 to 0 with z from p(z|x): E w = 1/p(x),
-    so -log_mean_exp is an upper one. step (T, N): the leapfrog step in units of the base's sd; `adapt` fills it in, in
-    a run that is not to be used, since steps that follow the chain break its invariance.
+    z_t, t > 0, is one Hamiltonian transition from z_{t-1} that leaves f_{b_t} invariant. betas (T+2,) from 0 to 1 with
+    z_0 = z (K, N, Z) from base: E w = p(x), so log_mean_exp is a lower bound on average. betas from 1 to 0 with z from
+    p(z|x): E w = 1/p(x), so -log_mean_exp is an upper one. step (T, N): the leapfrog step in units of the base's sd;
+    `adapt` fills it in, in a run that is not to be used, since steps that follow the chain break its invariance.
     """
     log_w, accepted, scale = np.zeros(z.shape[:2]), np.zeros_like(step), np.sqrt(var)
     state = z, *model.log_likelihood(x, z, gradient=True)
+
+    def log_ratio(z, log_p, _):
+        return log_p + log_normal(z, 0, 1) - log_normal(z, mean, var)
+
     for t in progress(range(len(step)), stage):
-        z, log_p, _ = state
-        log_w += (betas[t + 1] - betas[t]) * (log_p + log_normal(z, 0, 1) - log_normal(z, mean, var))
+        log_w += (betas[t + 1] - betas[t]) * log_ratio(*state)
         state, rate = hamiltonian(model, x, state, mean, var, betas[t + 1], step[t, :, None] * scale, noise)
         accepted[t] = rate.mean(0)
         if adapt:
             step[t + 1 :] = step[t] * np.exp(0.2 * (accepted[t] - ACCEPTANCE))
-    return log_w, accepted
+    return log_w + (betas[-1] - betas[-2]) * log_ratio(*state), accepted
 
 
 def hamiltonian(model, x, state, mean, var, beta, step, noise):
@@ -222,20 +237,22 @@ def hamiltonian(model, x, state, mean, var, beta, step, noise):
         z = z + step * r
         log_p, g = model.log_likelihood(x, z, gradient=True)
         r = r + force(z, g) / 2
-    rate = np.exp(np.minimum(start - energy(z, log_p, r), 0))
+    change = np.nan_to_num(start - energy(z, log_p, r), nan=-np.inf)  # not a number: it left the range of float32
+    rate = np.exp(np.minimum(change, 0))
     accept = noise.uniform(rate.shape) < rate
     keep = accept[..., None]
     return (np.where(keep, z, state[0]), np.where(accept, log_p, state[1]), np.where(keep, g, state[2])), rate
 
 
 def anneal(model, x, mean, var, chains, count, noise, exact=None):
-    """AIS of images x from N(mean, var): {log_w, acceptance}, given a draw `exact` (N, Z) of p(z|x) reverse_log_w too.
+    """AIS of images x from N(mean, var) in `count` transitions: {log_w, acceptance}, and reverse_log_w if given a draw
+    `exact` (N, Z) of p(z|x).
 
     Steps are found in a run with a quarter of the chains, which is thrown away. Images simulated from the model have
     such a draw, the z that made them: log_mean_exp(log_w) <= ln p(x) <= -log_mean_exp(reverse_log_w), both on average.
     Source: Grosse, Ghahramani, Adams, arXiv 1511.02543.
     """
-    betas, step = temperatures(count), np.full((count, len(x)), 0.5)
+    betas, step = temperatures(count + 1), np.full((count, len(x)), 0.5)
 
     def start(k):
         return mean + np.sqrt(var) * noise.normal((k, *mean.shape))
@@ -269,24 +286,29 @@ def active_units(mean):
 
 
 class FullGaussian:
-    """One Gaussian with a full covariance, fitted to training images (N, H, W, C); its likelihood is exact.
+    """One Gaussian with a full covariance, fitted to training images (N, H, W, C) uint8; its likelihood is exact.
 
-    The covariance is S + ridge: S of nine tenths of the images (float64, on the host), and of the powers of two times
-    the variance that uniform dequantization adds, the ridge that makes the last tenth likeliest.
+    The covariance is S + ridge: S of nine tenths of the images (float64, on the host), and the ridge that makes the
+    last tenth likeliest, found by doubling it from a quarter of a grey level's variance until they get less likely.
     """
 
-    def __init__(self, x):
-        x = x.reshape(len(x), -1)
-        held = max(len(x) // 10, 1)
-        fitted, held = x[held:], x[:held]
-        self.mean = fitted.mean(0)
-        values, self.axes = np.linalg.eigh(np.cov(fitted.T, bias=True))
-        ridges = [2.0**power / 127.5**2 / 12 for power in range(-2, 20)]
-        held = self._project(held)
-        self.var = max((np.maximum(values, 0) + ridge for ridge in ridges), key=lambda v: log_normal(held, 0, v).mean())
+    def __init__(self, images):
+        held, fitted = scaled(images[::10]), images[np.arange(len(images)) % 10 > 0]
+        total, products = 0, 0
+        for start in range(0, len(fitted), GAUSSIAN_BLOCK):
+            x = scaled(fitted[start : start + GAUSSIAN_BLOCK]).reshape(-1, held[0].size)
+            total, products = total + x.sum(0), products + x.T @ x
+        self.mean, best = total / len(fitted), -math.inf
+        s, grey = products / len(fitted) - np.outer(self.mean, self.mean), 1 / 127.5**2 / 12
+        for power in progress(range(-2, 20), "full Gaussian"):
+            root = cholesky(s + 2.0**power * grey * np.eye(len(s)), lower=True)
+            likelihood = self.log_density(held, root).mean()
+            if likelihood < best:
+                break
+            best, self.root = likelihood, root
 
-    def log_density(self, x):
-        return log_normal(self._project(x.reshape(len(x), -1)), 0, self.var)
-
-    def _project(self, x):
-        return (x - self.mean) @ self.axes
+    def log_density(self, x, root=None):
+        """ln p(x) (N,) in nats, x (N, H, W, C) in [-1, 1]; the covariance is root root^T."""
+        root = self.root if root is None else root
+        white = solve_triangular(root, (x.reshape(len(x), -1) - self.mean).T, lower=True)
+        return log_normal(white.T, 0, 1) - np.log(np.diag(root)).sum()
