@@ -1,0 +1,72 @@
+"""The README's table of densities, from the density.json that `python run.py evaluate RUN` leaves in each run.
+
+    python benchmarks/density.py RUN [RUN ...]
+
+writes benchmarks/results/density.json and the table between the README's density markers. The baselines of a data set
+are those of its first run.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from readme import table, write_between
+
+from minivae.card import named_sigma
+from minivae.runs import Run
+
+RESULTS = Path(__file__).parent / "results" / "density.json"
+HEADER = ["data", "p(x)", "updates", "ln p(x)", "ELBO", "IWAE", "bits/dim", "AIS*", "BDMC gap*", "bits/dim*"]
+
+
+def summary(folder):
+    """What the table says of one run, and enough beside it to make the card again."""
+    run = Run.open(folder)
+    card = json.loads((run / "density.json").read_text())
+    (elbo, importance), few = (find(card["bounds"], name) for name in ("ELBO,", "IWAE")), card["annealed"]
+    return {"data": Path(run.config.data).name, "sigma": named_sigma(card), "updates": card["update"],
+            **{name: card[name] for name in ("seed", "importance", "ais_chains", "ais_steps")},
+            "train_sha256": card["train"]["sha256"], "test_sha256": card["test"]["sha256"],
+            "uniform density": card["bounds"]["uniform density"],
+            "full Gaussian": card["bounds"]["full Gaussian of the training pixels"],
+            "elbo": elbo, "iwae": importance, "ais": few["log-likelihood by AIS"], "same_elbo": find(few, "ELBO,"),
+            "gap": card["simulated"]["gap"], "refitted_sigma": card.get("refitted_sigma")}
+
+
+def find(rows, start):
+    return next(row for name, row in rows.items() if name.startswith(start) and "dequantized" not in name)
+
+
+def rows(results):
+    lines, known = [], set()
+    for r in results:
+        if r["data"] not in known:
+            known.add(r["data"])
+            lines += [[r["data"], name, "", nats(r[name]), "", "", bits(r[name]), "", "", ""]
+                      for name in ("uniform density", "full Gaussian")]
+        lines.append([r["data"], f"VAE, sigma {r['sigma']}", str(r["updates"]), "", nats(r["elbo"]),
+                      f"{nats(r['iwae'])} (K = {r['importance']})", f"≤ {bits(r['elbo'])}", nats(r["ais"]),
+                      f"{r['gap']:.2f}", f"≤ {bits(r['ais'])}"])
+    return lines
+
+
+def nats(row):
+    return f"{row['nats_per_image']:.1f} ± {row['standard_error']:.1f}" if row["standard_error"] else (
+        f"{row['nats_per_image']:.1f}")
+
+
+def bits(row):
+    return f"{row['bits_per_dim']:.3f}"
+
+
+def main(folders):
+    results = [summary(folder) for folder in folders]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_between("density", table(HEADER, rows(results)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
