@@ -106,11 +106,16 @@ def parser():
     p.add_argument("--seed", type=seed, default=0, help="of all draws")
     commands.add_parser("gradcheck", help="check every gradient", **formatter)
 
-    for p in commands.choices.values():
+    for name, p in commands.choices.items():
         p.add_argument("--gpu", action="store_true", help="run on the GPU with minivae's CUDA kernels")
         p.add_argument("--precision", choices=("tf32", "fp32"), default=argparse.SUPPRESS,
-                       help="of products on the GPU (default: tf32, where the card has it)")
+                       help=f"of products on the GPU (default: {precision(name)})")
     return top
+
+
+def precision(command):
+    """tf32, where the card has it; fp32 for densities, which are quoted to the second decimal."""
+    return "fp32" if command == "evaluate" else "tf32"
 
 
 def operations(args):
@@ -118,7 +123,7 @@ def operations(args):
     if args.gpu:
         from minivae.ops import cuda_module
 
-        cuda_module.require_gpu(getattr(args, "precision", "tf32"))
+        cuda_module.require_gpu(getattr(args, "precision", precision(args.command)))
         from minivae.ops import cuda_ops
 
         return cuda_ops
