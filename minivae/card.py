@@ -7,11 +7,13 @@ an upper one. Nats are those of the density of x in [-1, 1]^D; bits per dimensio
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from minivae import density
+from minivae import baselines, density
 from minivae.density import Model, Noise, log_mean_exp, scaled
 from minivae.errors import UserError
 from minivae.runs import write_text
@@ -63,8 +65,9 @@ def evaluate(run, trainer, dataset, images, importance, ais_images, ais_chains, 
 
 def refuse_overlap(train, test):
     """UserError if an image is in both: a density of training images says nothing about others."""
-    known = set(hashes(train))
-    found = [i for i, digest in enumerate(hashes(test)) if digest in known]
+    of_test = list(hashes(test))
+    known = set(of_test).intersection(hashes(train))
+    found = [i for i, digest in enumerate(of_test) if digest in known]
     if found:
         raise UserError(f"{len(found)} of {len(test)} test images occur in the training set, image {found[0]} first; "
                         "remove them from one of the two, or no density of the test images means anything")
@@ -99,10 +102,9 @@ def bounds(card, model, test, train, importance, seed):
     dequantized = scaled(test, noise)
     y = model.device(dequantized)
     spread = density.elbo(model, y, *model.posterior(y), eps, "ELBO, dequantized")[2].mean(0)
-    gaussian = density.FullGaussian(train[:: -(-len(train) // GAUSSIAN_IMAGES)])
-    uniform = np.full(len(test), size * math.log(127.5 / 256))
+    gaussian = baselines.FullGaussian(train[:: -(-len(train) // GAUSSIAN_IMAGES)])
     card["bounds"] = {
-        "uniform density": estimate(uniform, size, "exact"),
+        "uniform density": estimate(np.full(len(test), baselines.uniform(size)), size, "exact"),
         "full Gaussian of the training pixels": estimate(gaussian.log_density(scaled(test)), size, "exact"),
         f"ELBO, {DRAWS} draws": estimate(elbo, size, "lower bound"),
         f"IWAE-{importance}": estimate(log_mean_exp(log_w), size, AVERAGE),
@@ -240,23 +242,38 @@ def named_sigma(card):
 
 
 def draw(path, card):
-    """Bits per dimension of every row; ln p(x) against the ELBO, image by image; KL of each latent."""
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    bars, scatter, latents = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
-    rows = card["bounds"] | {f"{name} *": row for name, row in card["annealed"].items()}
-    bits = [row["bits_per_dim"] for row in rows.values()]
-    colors = ["C7" if row["kind"] == "exact" else "C0" for row in rows.values()]
-    bars.barh(list(rows), bits, color=colors)
-    bars.bar_label(bars.containers[0], fmt="%.2f", padding=2, fontsize=7)
-    bars.invert_yaxis()
-    bars.tick_params(axis="y", labelsize=7)
-    bars.set(title="bits per dimension (less is better)", xlim=(min(0, *bits), max(bits) * 1.15))
-    bars.set_xlabel(f"* {card['annealed']['log-likelihood by AIS']['images']} images; gray: exact, blue: a bound",
-                    fontsize=7)
-    scatter.plot(card["ais"]["elbo_each"], card["ais"]["each"], "o", ms=4)
-    scatter.axline((card["ais"]["each"][0],) * 2, slope=1, color="gray", lw=1)
-    scatter.set(title="test images", xlabel="ELBO, nats", ylabel="log-likelihood by AIS, nats")
-    active = card["latents"]["active"]
-    latents.bar(range(len(active)), card["latents"]["kl"], color=["C0" if on else "C3" for on in active])
-    latents.set(title="KL(q(z|x) || p(z)), nats", xlabel="latent (red: inactive)")
-    figure.savefig(path, dpi=130)
+    """Bits per dimension of every row; what the ELBO lacks of ln p(x), image by image; KL of each latent."""
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    bars, gaps, latents = figure.subplots(1, 3, width_ratios=(1.8, 1, 1))
+    name = Path(card["run"]).name
+    figure.suptitle(f"Density card of {name}: update {card['update']}, sigma {named_sigma(card)}", fontsize=11)
+    draw_bits(bars, card)
+    ais, elbo = np.array(card["ais"]["each"]), np.array(card["ais"]["elbo_each"])
+    gaps.plot(ais, ais - elbo, "o", ms=4)
+    gaps.axhline(0, color="gray", lw=1)
+    gaps.set_title(f"what the ELBO lacks, {len(ais)} test images", fontsize=10)
+    gaps.set(xlabel="log-likelihood by AIS, nats", ylabel="log-likelihood by AIS - ELBO, nats")
+    kl, active = card["latents"]["kl"], card["latents"]["active"]
+    latents.bar(range(len(kl)), kl, color=["C0" if on else "C3" for on in active])
+    latents.xaxis.set_major_locator(MaxNLocator(integer=True))
+    latents.set_title("KL(q(z|x) || p(z)) of each latent", fontsize=10)
+    latents.set(xlabel="latent" if all(active) else "latent (red: inactive)", ylabel="nats, mean over images")
+    figure.savefig(path, format="png", dpi=130)
+
+
+def draw_bits(axis, card):
+    """One bar a row: those of all images, a gap, those of the few that AIS saw."""
+    groups = list(card["bounds"].items()), list(card["annealed"].items())
+    places = [i + (i >= len(groups[0])) for i in range(sum(map(len, groups)))]
+    names, rows = zip(*groups[0], *groups[1], strict=True)
+    bits = [row["bits_per_dim"] for row in rows]
+    drawn = axis.barh(places, bits, color=["C7" if row["kind"] == "exact" else "C0" for row in rows])
+    axis.bar_label(drawn, fmt="%.3f", padding=3, fontsize=8)
+    axis.axvline(bits[0], color="gray", lw=1, ls="--")
+    axis.set_yticks(places, names, fontsize=8)
+    axis.set_ylim(places[-1] + 0.7, -1.2)
+    for start, (_, row) in zip((places[0], places[-1] - len(groups[1]) + 1), (g[0] for g in groups), strict=True):
+        axis.text(0, start - 0.55, f" {row['images']} test images", fontsize=8, style="italic", va="bottom")
+    axis.set_xlim(min(0, *bits), max(bits) * 1.15)
+    axis.set_title("bits per dimension (less is better)", fontsize=10)
+    axis.set_xlabel("gray: exact; blue: a bound, the truth is at most that; dashed: uniform density", fontsize=8)

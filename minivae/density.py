@@ -10,7 +10,6 @@ image (N,), and never a loss: the constant (D/2) ln 2 pi that training drops is 
 import math
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp, softmax
 from tqdm import tqdm
 
@@ -21,7 +20,6 @@ LEAPFROG = 5  # steps of a trajectory
 BLOCK = 16  # draws of z for each image that importance sampling hands to the model at once
 SIGMOID = 4  # AIS spaces its temperatures as the logistic function on [-4, 4]: Wu et al., arXiv 1611.04273
 FIT_STEPS, FIT_RATE = 150, 0.3  # of fit_posterior
-GAUSSIAN_BLOCK = 1000  # images of which the full Gaussian's covariance takes the products at once
 ACTIVE = 0.01  # a latent is active if its mean's variance over images exceeds this: Burda et al., arXiv 1509.00519
 
 
@@ -283,32 +281,3 @@ def aggregate_kl(mean, var, noise):
 def active_units(mean):
     """(Z,) bool: latents whose posterior mean moves with the image."""
     return mean.var(0) > ACTIVE
-
-
-class FullGaussian:
-    """One Gaussian with a full covariance, fitted to training images (N, H, W, C) uint8; its likelihood is exact.
-
-    The covariance is S + ridge: S of nine tenths of the images (float64, on the host), and the ridge that makes the
-    last tenth likeliest, found by doubling it from a quarter of a grey level's variance until they get less likely.
-    """
-
-    def __init__(self, images):
-        held, fitted = scaled(images[::10]), images[np.arange(len(images)) % 10 > 0]
-        total, products = 0, 0
-        for start in range(0, len(fitted), GAUSSIAN_BLOCK):
-            x = scaled(fitted[start : start + GAUSSIAN_BLOCK]).reshape(-1, held[0].size)
-            total, products = total + x.sum(0), products + x.T @ x
-        self.mean, best = total / len(fitted), -math.inf
-        s, grey = products / len(fitted) - np.outer(self.mean, self.mean), 1 / 127.5**2 / 12
-        for power in progress(range(-2, 20), "full Gaussian"):
-            root = cholesky(s + 2.0**power * grey * np.eye(len(s)), lower=True)
-            likelihood = self.log_density(held, root).mean()
-            if likelihood < best:
-                break
-            best, self.root = likelihood, root
-
-    def log_density(self, x, root=None):
-        """ln p(x) (N,) in nats, x (N, H, W, C) in [-1, 1]; the covariance is root root^T."""
-        root = self.root if root is None else root
-        white = solve_triangular(root, (x.reshape(len(x), -1) - self.mean).T, lower=True)
-        return log_normal(white.T, 0, 1) - np.log(np.diag(root)).sum()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from minivae import card, density
+from minivae import baselines, card, density
 from minivae.data import Dataset, Split
 from minivae.density import Model, Noise
 from minivae.errors import UserError
@@ -263,10 +263,10 @@ def test_latent_summaries(rng):
 
 def test_full_gaussian(rng, monkeypatch):
     """It finds the density that made the images; its log density is that of its own mean and covariance, by scipy."""
-    monkeypatch.setattr(density, "GAUSSIAN_BLOCK", 700)  # several blocks, the last one shorter
+    monkeypatch.setattr(baselines, "BLOCK", 700)  # several blocks, the last one shorter
     axes = rng.standard_normal((12, 12)) * 8
     x = (120 + rng.standard_normal((5000, 12)) @ axes).clip(0, 255).round().astype(np.uint8).reshape(-1, 2, 2, 3)
-    gaussian, test = density.FullGaussian(x[:4000]), density.scaled(x[4000:])
+    gaussian, test = baselines.FullGaussian(x[:4000]), density.scaled(x[4000:])
     flat, covariance = test.reshape(-1, 12), gaussian.root @ gaussian.root.T
     expected = stats.multivariate_normal(gaussian.mean, covariance).logpdf(flat)
     np.testing.assert_allclose(gaussian.log_density(test), expected, rtol=1e-8)
@@ -281,14 +281,14 @@ def test_full_gaussian(rng, monkeypatch):
 def test_the_full_gaussians_ridge_makes_few_images_enough(rng):
     """Fewer images than pixels: the covariance has no inverse, and held-out images ask for a large ridge."""
     x = rng.integers(100, 156, (40, 4, 4, 3), np.uint8)
-    gaussian, test = density.FullGaussian(x), density.scaled(rng.integers(100, 156, (200, 4, 4, 3), np.uint8))
+    gaussian, test = baselines.FullGaussian(x), density.scaled(rng.integers(100, 156, (200, 4, 4, 3), np.uint8))
     diagonal = stats.norm.logpdf(test, gaussian.mean.reshape(4, 4, 3), test.std()).sum((1, 2, 3)).mean()
     assert gaussian.log_density(test).mean() == pytest.approx(diagonal, abs=8)
 
 
 def test_bits_of_known_densities():
     """Uniform over the 256 levels is 8 bits; and 2^-bits of the levels sums to one, as probabilities do."""
-    assert density.bits_per_dim(7 * np.log(127.5 / 256), 7) == pytest.approx(8)
+    assert density.bits_per_dim(baselines.uniform(7), 7) == pytest.approx(8)
     levels = np.arange(-200, 456) / 127.5 - 1
     bits = density.bits_per_dim(stats.norm.logpdf(levels, 0.1, 0.2), 1)
     assert (2.0**-bits).sum() == pytest.approx(1, abs=1e-6)
