@@ -88,7 +88,7 @@ def _product(op, a, b, out, g, images, inputs, outputs, moments=None):
     plan.source.launch(plan.name, dtype, plan.grid, THREADS, a, b, out, moments,
                        scratch("partial", (plan.slots,), dtype), scratch("counters", (plan.counters,), np.uint32),
                        tiles, done, images, g.height, g.width, inputs, g.out_height, g.out_width, outputs, g.kernel,
-                       g.stride, g.top, g.left, plan.share, plan.units, shared=plan.shared)
+                       g.stride, g.top, g.left, plan.share, plan.units, plan.row_tiles, shared=plan.shared)
 
 
 Plan = namedtuple("Plan", "source name grid share units columns row_tiles column_tiles slots counters shared")

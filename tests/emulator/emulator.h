@@ -353,7 +353,6 @@ static inline int max(int a, int b) { return a > b ? a : b; }
 
 // The PTX that device.h has under the same names.
 
-static inline unsigned to_tf32(float x) { return (__float_as_uint(x) + 0x1000u) & 0xffffe000u; }
 static inline void mma_m16n8k8(float* d, const unsigned* a, const unsigned* b, LINE) {
   emu::Fiber& f = *emu::current;
   f.d = d;

@@ -67,7 +67,7 @@ __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* 
     }
   } else {
     const int g = wm + threadIdx.x % 32 / 4, t = wn + threadIdx.x % 4 * 2;
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < DEPTH; ++k) {
       T column[WN / 8][2];
 #pragma unroll
@@ -201,7 +201,7 @@ template <Op OP, int BN, int V> struct Weights {
   __device__ __forceinline__ void load(T* tile, const Cursor<V>& at, const Shape& s, const Class& c) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const int a = c.first_a + at.a * s.stride + columns[i].y, b = c.first_b + at.b * s.stride + columns[i].x;
+      const int a = c.first_a + at.a * s.stride.by + columns[i].y, b = c.first_b + at.b * s.stride.by + columns[i].x;
       bool valid = columns[i].channel >= 0 && at.a < c.tall;
       if (OP == CONV_DX_ALL) valid = valid && a >= 0 && a < s.kernel && b >= 0 && b < s.kernel;
       const int from = ((a * s.kernel + b) * s.I + columns[i].channel) * s.O + at.c;
@@ -301,7 +301,7 @@ __device__ __forceinline__ void merge_moments(const Shape& s, const T* tiles, in
   const T origin = n0 + n < columns ? tiles[n0 + n] : 0;
   for (int q = 0, before = 0; q < classes<OP>(s); ++q) {
     const Class c = pixel_class<OP>(s, q);
-    const int rows = s.images * c.height * c.width, count_of = ceil_div(rows, BM);
+    const int rows = s.images * c.pixels(), count_of = ceil_div(rows, BM);
     count += rows;
 #pragma unroll 4
     for (int i = part; i < count_of; i += PARTS) {
@@ -330,17 +330,18 @@ template <int BN, int V> struct OperandB<CONV_DW, BN, V> { using B = Matrix<BN, 
 // a: the gathered image, x or dy (CONV_DX).  b: w, or dy (CONV_DW).  out: y, dx or dw.  moments: (2, columns) or null.
 // partial, counters: for sum_pieces.  tiles, columns_done: for the moments.  share: units per block, of `units` in all.
 template <Op OP, bool TENSOR, int BM, int BN, int WM, int WN, bool VECTOR>
-__global__ void __launch_bounds__(THREADS, BM * BN < 8192 ? 3 : 2)
+__global__ void __launch_bounds__(THREADS, BM * BN * sizeof(T) < 32768 ? 3 : 2)
 product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T* moments, T* partial,
         unsigned* counters, T* tiles, unsigned* columns_done, int images, int H, int W, int I, int h, int w, int O,
-        int kernel, int stride, int top, int left, int share, int units) {
+        int kernel, int stride, int top, int left, int share, int units,
+        int row_tiles_in_all) {
   constexpr int V = VECTOR ? 16 / sizeof(T) : 1;
   using LoadA = typename Operand<OP, BM, V>::A;
   using LoadB = typename OperandB<OP, BN, V>::B;
   using A = typename LoadA::To;
   using B = typename LoadB::To;
   DYN_SHARED(T, buffers);
-  const Shape s{images, H, W, I, h, w, O, kernel, stride, top, left};
+  const Shape s{images, H, W, I, h, w, O, kernel, top, left, stride};
   const int warp = threadIdx.x / 32, wm = warp / (BN / WN) * WM, wn = warp % (BN / WN) * WN;
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const int columns = OP == CONV_DX ? I : OP == CONV_DX_ALL ? stride * stride * I : O;
@@ -349,7 +350,7 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
 
   for (int q = 0; q < classes<OP>(s); ++q) {
     const Class c = pixel_class<OP>(s, q);
-    const int channels = OP == CONV ? I : O, pixels = images * c.height * c.width;
+    const int channels = OP == CONV ? I : O, pixels = images * c.pixels();
     const int rows = OP == CONV_DW ? kernel * kernel * I : pixels, row_tiles = ceil_div(rows, BM);
     const int depth = OP == CONV_DW ? pixels : c.tall * c.wide * channels, per_tile = max(1, ceil_div(depth, DEPTH));
     const int class_end = units_before + row_tiles * column_tiles * per_tile;
@@ -363,25 +364,23 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
       Cursor<V> cursor(channels, c.wide, from);
       T acc[WM / 16][WN / 8][4] = {};
       auto run = [&](auto& load_a, auto& load_b) {
-        auto load = [&](int u) {
-          T* to = buffers + u % STAGES * (A::VALUES + B::VALUES);
-          if constexpr (OP == CONV_DW) load_a.load(to, s, c, from + u);
-          else load_a.load(to, cursor, c.tall);
-          if constexpr (OP == CONV || OP == CONV_DW) load_b.load(to + A::VALUES, from + u);
-          else load_b.load(to + A::VALUES, cursor, s, c);
-          cursor.next();
-        };
         __syncthreads();  // the tile before has been read
-#pragma unroll
-        for (int u = 0; u < STAGES - 1; ++u) {
-          if (u < count) load(u);
+        for (int u = 1 - STAGES; u < count; ++u) {  // the first rounds only fill buffers
+          if (u >= 0) {
+            cp_async_wait<STAGES - 2>();
+            __syncthreads();  // unit u is here, and unit u - 1, whose buffer is filled next, has been read
+          }
+          const int ahead = u + STAGES - 1;
+          if (ahead < count) {
+            T* to = buffers + ahead % STAGES * (A::VALUES + B::VALUES);
+            if constexpr (OP == CONV_DW) load_a.load(to, s, c, from + ahead);
+            else load_a.load(to, cursor, c.tall);
+            if constexpr (OP == CONV || OP == CONV_DW) load_b.load(to + A::VALUES, from + ahead);
+            else load_b.load(to + A::VALUES, cursor, s, c);
+            cursor.next();
+          }
           cp_async_commit();
-        }
-        for (int u = 0; u < count; ++u) {
-          cp_async_wait<STAGES - 2>();
-          __syncthreads();  // unit u is here, and unit u - 1, whose buffer is filled next, has been read
-          if (u + STAGES - 1 < count) load(u + STAGES - 1);
-          cp_async_commit();
+          if (u < 0) continue;
           const T* now = buffers + u % STAGES * (A::VALUES + B::VALUES);
           multiply<TENSOR, A, B, WM, WN>(acc, now, now + A::VALUES, wm, wn);
         }
@@ -408,8 +407,8 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
       for (int i = 0; i < WM / 8; ++i) {
         const int m = m0 + wm + i * 8 + g;
         if (m >= rows) continue;
-        const int row = m / c.width, n = row / c.height, y = (row - n * c.height) * c.step + c.y,
-                  x = (m - row * c.width) * c.step + c.x;
+        const int row = m / c.width, n = row / c.height, y = (row - n * c.height.by) * c.step + c.y,
+                  x = (m - row * c.width.by) * c.step + c.x;
         T* to = out + (OP == CONV || OP == CONV_DW ? m * O : ((n * H + y) * W + x) * I);
 #pragma unroll
         for (int j = 0; j < WN / 8; ++j) {
@@ -430,12 +429,7 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
       if (OP == CONV_DW || OP == CONV_DX_ALL || !moments) continue;
       T* mine = tiles + (size_t)(row_tiles_before + m0 / BM) * 2 * columns + n0;
       tile_moments<BM, BN, WM, WN>(acc, min(BM, rows - m0), columns - n0, wm, wn, mine, mine + columns);
-      int all = 0;
-      for (int other = 0; other < classes<OP>(s); ++other) {
-        const Class o = pixel_class<OP>(s, other);
-        all += ceil_div(images * o.height * o.width, BM);
-      }
-      if (last_block(columns_done + n0 / BN, all)) merge_moments<OP, BM, BN>(s, tiles, n0, columns, moments);
+      if (last_block(columns_done + n0 / BN, row_tiles_in_all)) merge_moments<OP, BM, BN>(s, tiles, n0, columns, moments);
     }
     units_before = class_end, row_tiles_before += row_tiles;
   }

@@ -3,33 +3,54 @@
 
 enum Op { CONV, CONV_DX, CONV_DX_ALL, CONV_DW };
 
+// Division of numbers from 0 to 2^31 - 1 by one that is used often: a multiplication by 2^32 / by, which is at most one
+// too small. An integer division proper is about thirty instructions.
+struct Divider {
+  int by;
+  unsigned inverse;
+
+  __device__ __forceinline__ Divider(int by) : by(by), inverse(by > 0 ? 0xffffffffu / by : 0) {}
+  __device__ __forceinline__ int operator()(int n) const {
+    const int q = __umulhi(n, inverse);
+    return n - q * by >= by ? q + 1 : q;
+  }
+};
+__device__ __forceinline__ int operator/(int n, const Divider& d) { return d(n); }
+__device__ __forceinline__ int operator%(int n, const Divider& d) { return n - d(n) * d.by; }
+
 struct Shape {
-  int images, H, W, I, h, w, O, kernel, stride, top, left;
+  int images, H, W, I, h, w, O, kernel, top, left;
+  Divider stride;
 };
 
 // Output pixels that see their source through the same taps. Pixel (i, j) of the class is output pixel (i step + y,
 // j step + x). Through tap (a, b), a < tall, b < wide, it sees source pixel (i mul + top +- a, j mul + left +- b) weighted
 // by the kernel's tap (first_a + a stride, first_b + b stride); + and stride 1 for CONV, - for CONV_DX.
 struct Class {
-  int height, width, y, x, step, mul, top, left, tall, wide, first_a, first_b;
+  Divider height, width;
+  int y, x, step, mul, top, left, tall, wide, first_a, first_b;
+
+  __device__ __forceinline__ int pixels() const { return height.by * width.by; }
 };
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__device__ __forceinline__ int ceil_div(int a, const Divider& b) { return (a + b.by - 1) / b; }
 
 template <Op OP> __device__ __forceinline__ int classes(const Shape& s) {
-  return OP == CONV_DX ? s.stride * s.stride : 1;
+  return OP == CONV_DX ? s.stride.by * s.stride.by : 1;
 }
 
 template <Op OP> __device__ __forceinline__ Class pixel_class(const Shape& s, int q) {
-  if (OP == CONV || OP == CONV_DW) return {s.h, s.w, 0, 0, 1, s.stride, -s.top, -s.left, s.kernel, s.kernel, 0, 0};
+  const int step = s.stride.by;
+  if (OP == CONV || OP == CONV_DW) return {s.h, s.w, 0, 0, 1, step, -s.top, -s.left, s.kernel, s.kernel, 0, 0};
   if (OP == CONV_DX_ALL) {  // a step x step patch is one pixel; its taps are those of all the classes
-    const int down = (s.stride - 1 + s.top) / s.stride, right = (s.stride - 1 + s.left) / s.stride;
-    return {s.h, s.w, 0, 0, s.stride, 1, down, right, down + (s.kernel - 1 - s.top) / s.stride + 1,
-            right + (s.kernel - 1 - s.left) / s.stride + 1, s.top - s.stride * down, s.left - s.stride * right};
+    const int down = (step - 1 + s.top) / s.stride, right = (step - 1 + s.left) / s.stride;
+    return {s.h, s.w, 0, 0, step, 1, down, right, down + (s.kernel - 1 - s.top) / s.stride + 1,
+            right + (s.kernel - 1 - s.left) / s.stride + 1, s.top - step * down, s.left - step * right};
   }
   const int a = q / s.stride, b = q % s.stride;  // the class of the taps a, a + stride, ...: heaviest first
-  const int y = (a + s.stride * s.kernel - s.top) % s.stride, x = (b + s.stride * s.kernel - s.left) % s.stride;
-  return {ceil_div(max(s.H - y, 0), s.stride), ceil_div(max(s.W - x, 0), s.stride), y, x, s.stride, 1,
+  const int y = (a + step * s.kernel - s.top) % s.stride, x = (b + step * s.kernel - s.left) % s.stride;
+  return {ceil_div(max(s.H - y, 0), s.stride), ceil_div(max(s.W - x, 0), s.stride), y, x, step, 1,
           (y + s.top - a) / s.stride, (x + s.left - b) / s.stride,
           b < s.kernel ? ceil_div(max(s.kernel - a, 0), s.stride) : 0, ceil_div(max(s.kernel - b, 0), s.stride), a, b};
 }
@@ -54,7 +75,7 @@ template <bool FORTH>
 __device__ __forceinline__ Window window(const Class& c, int images, int height, int width, int channels, int m) {
   const int row = m / c.width, n = row / c.height;
   if (n >= images) return {0, 0};
-  const int i = (row - n * c.height) * c.mul + c.top, j = (m - row * c.width) * c.mul + c.left;
+  const int i = (row - n * c.height.by) * c.mul + c.top, j = (m - row * c.width.by) * c.mul + c.left;
   return {((n * height + i) * width + j) * channels,
           inside<FORTH>(i, height, c.tall) | inside<FORTH>(j, width, c.wide) << 16};
 }
