@@ -7,7 +7,7 @@
 //   order 2: shuffled anew at every barrier;        cp.async lands at its wait
 // Found: divergent barriers, deadlocks, missing barriers and waits, shared memory read before it is written (every
 // block starts with all bits set: NaN), misaligned vectors, and, through guard pages, accesses out of range.
-// Not covered: memory order between blocks, bank conflicts, the tensor core's exact rounding, flushed denormals.
+// Not covered: memory order between blocks (but see atomicAdd), bank conflicts, the tensor core's exact rounding, flushed denormals.
 #pragma once
 #include <csetjmp>
 #include <csignal>
@@ -17,6 +17,7 @@
 #include <cstring>
 #include <math.h>
 #include <string>
+#include <type_traits>
 #include <sys/mman.h>
 #include <typeinfo>
 #include <ucontext.h>
@@ -60,7 +61,7 @@ struct Fiber {
   ucontext_t entry;
   bool started;
   uint3 thread;
-  int index, line, source, group;
+  int index, line, source, group, fences;
   State state;
   Collective collective;
   unsigned mask;
@@ -228,7 +229,7 @@ static bool run_block() {
     Fiber& f = fibers[i];
     f.thread = {i % block_dim.x, i / block_dim.x % block_dim.y, i / (block_dim.x * block_dim.y)};
     f.index = i;
-    f.line = f.group = 0;
+    f.line = f.group = f.fences = 0;
     f.state = RUNNING;
     f.copies.clear();
   }
@@ -336,10 +337,18 @@ static inline unsigned __ballot_sync(unsigned mask, int vote, LINE) {
 }
 static inline int __any_sync(unsigned mask, int vote, LINE) { return __ballot_sync(mask, vote, line) != 0; }
 static inline int __all_sync(unsigned mask, int vote, LINE) { return __ballot_sync(mask, vote, line) == mask; }
-static inline void __threadfence() {}
-// Integers only: the order in which blocks add floats would show in the result.
-static inline unsigned atomicAdd(unsigned* p, unsigned v) { const unsigned old = *p; *p += v; return old; }
-static inline int atomicAdd(int* p, int v) { const int old = *p; *p += v; return old; }
+static inline void __threadfence() { ++emu::current->fences; }
+// Integers only: the order in which blocks add floats would show in the result. It tells other blocks that this one's
+// results are there, so all its threads must have fenced theirs.
+template <class V> V atomicAdd(V* p, V v, LINE) {
+  static_assert(std::is_integral_v<V>);
+  for (unsigned i = 0; i < blockDim.x * blockDim.y * blockDim.z; ++i)
+    if (!emu::current->fences || emu::fibers[i].fences < emu::current->fences)
+      emu::fail("atomicAdd before every thread's __threadfence", line);
+  const V old = *p;
+  *p += v;
+  return old;
+}
 template <class V> V __ldg(const V* p) { return *p; }
 static inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
 static inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }

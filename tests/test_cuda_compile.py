@@ -1,0 +1,89 @@
+"""Every kernel through NVIDIA's compiler for every generation of cards: it compiles, and keeps its values in registers.
+
+The ordinary run compiles all kernels for the first and for the reference card, one of each source for the others, and
+with -m long all for all.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import nvrtc
+import pytest
+
+from minivae.ops import cuda_conv, cuda_norm, cuda_ops
+
+FIRST, REFERENCE = "sm_75", "sm_90"
+OTHERS = ["sm_80", "sm_86", "sm_89", "sm_100", "sm_120"]
+SOURCES = {"tensor products": (cuda_conv.TENSOR, ["float32"]), "products": (cuda_conv.PLAIN, ["float32", "float64"]),
+           "norm": (cuda_norm.NORM, ["float32", "float64"]), "gaussian": (cuda_ops.GAUSSIAN, ["float32", "float64"]),
+           "step": (cuda_ops.STEP, ["float32", "float64"])}
+
+
+def compile_all(archs, names):
+    """{(arch, source, dtype): (kernels, PTX)}, on all cores; names(source) says which kernels."""
+    if not nvrtc.library():
+        pytest.skip("compiling CUDA needs the nvidia-cuda-nvrtc wheel, which there is for Linux")
+    jobs = [(arch, title, dtype) for arch in archs for title, (_, dtypes) in SOURCES.items() for dtype in dtypes
+            if arch != FIRST or title != "tensor products"]  # which run from sm_80 on
+
+    def work(job):
+        arch, title, dtype = job
+        source = SOURCES[title][0]
+        return nvrtc.compile_kernels(source.code(dtype), names(source), arch)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(jobs, pool.map(work, jobs), strict=True))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return (compile_all([FIRST, REFERENCE], lambda source: source.names)
+            | compile_all(OTHERS, lambda source: source.names[-1:]))
+
+
+def registers_only(found):
+    for job, (kernels, _) in found.items():
+        assert kernels, job
+        for kernel in kernels:
+            assert kernel.stack == kernel.spilled == 0, (job, kernel)
+
+
+def test_all_values_stay_in_registers(compiled):
+    registers_only(compiled)
+    for title, (source, _) in SOURCES.items():
+        kernels, _ = compiled[REFERENCE, title, "float32"]
+        assert len(kernels) == len(source.names), title
+
+
+@pytest.mark.long
+def test_all_values_stay_in_registers_on_all_cards():
+    registers_only(compile_all(OTHERS, lambda source: source.names))
+
+
+def test_as_many_blocks_fit_a_multiprocessor_as_cuda_conv_counts_on(compiled):
+    """It has 65536 registers and 227 KB of shared memory, of which the system takes a KB for each block."""
+    kernels, _ = compiled[REFERENCE, "tensor products", "float32"]
+    for tile in (cuda_conv.LARGE, cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW):
+        size = f"Li{tile.rows}ELi{tile.columns}ELi{tile.warp_rows}ELi{tile.warp_columns}E"
+        mine = [kernel for kernel in kernels if size in kernel.symbol]
+        assert mine
+        for kernel in mine:
+            assert tile.blocks * cuda_conv.THREADS * -(-kernel.registers // 8) * 8 <= 65536, kernel
+        assert tile.blocks * (cuda_conv._shared("CONV_DX", 4, tile) + 1024) <= 227 * 1024
+
+
+def test_tensor_products_use_tensor_cores(compiled):
+    """Each kernel, and no other source."""
+    for (arch, title, dtype), (kernels, ptx) in compiled.items():
+        entries = ptx.split(".entry")[1:]
+        assert len(entries) == len(kernels)
+        for entry in entries:
+            assert ("mma.sync.aligned.m16n8k8" in entry) == (title == "tensor products"), (arch, title, dtype)
+            assert ("cp.async" in entry) == ("products" in title and arch != FIRST), (arch, title, dtype)
+
+
+def test_a_mistake_is_told():
+    if not nvrtc.library():
+        pytest.skip("compiling CUDA needs the nvidia-cuda-nvrtc wheel, which there is for Linux")
+    with pytest.raises(RuntimeError, match="identifier \"oops\" is undefined"):
+        nvrtc.compile_kernels("__global__ void f() { oops(); }", ["f"], REFERENCE)
