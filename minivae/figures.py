@@ -21,8 +21,11 @@ def draw_losses(path, metrics):
         for split, style in (("train", "-"), ("test", "o")):
             rows = [row for row in metrics if f"{split}_{part}" in row]
             axis.plot([r["step"] for r in rows], [r[f"{split}_{part}"] for r in rows], style, label=split, ms=4)
-        settled = sorted(r[f"train_{part}"] for r in metrics)[: max(1, len(metrics) * 9 // 10)]
-        axis.set(title=title, xlabel="update", ylim=(settled[0] * 0.9, settled[-1] * 1.1))
+        axis.set(title=title, xlabel="update")
+        shown = [r[f"{split}_{part}"] for r in metrics for split in ("train", "test") if f"{split}_{part}" in r]
+        if shown:  # a run may be stopped before its first row; the first updates' losses would flatten all others
+            low, high = np.quantile(shown, [0, 0.9])
+            axis.set_ylim(low - 0.1 * abs(low), high + 0.1 * abs(high))
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("nats per image")
     figure.axes[0].legend()
