@@ -1,0 +1,81 @@
+"""The parts of benchmarks/ that need neither a GPU nor PyTorch."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import gpu_step
+import readme
+import roofline
+
+from minivae.ops import numpy_ops
+from minivae.vae import VAE
+
+
+@pytest.fixture(scope="module")
+def products():
+    return {p.name: p for p in roofline.products(VAE((32, 32, 3), 10, numpy_ops), 64)}
+
+
+def test_products_of_the_reference(products):
+    """Multiplications by hand: 2 N (h w) (k k I) O."""
+    megaflops = {name: round(p.flops / 1e6) for name, p in products.items()}
+    assert megaflops == {"enc/conv1": 28, "enc/conv2": 151, "enc/conv3": 151, "enc/dense": 268, "enc/mean": 1,
+                         "enc/var": 1, "gen/dense": 10, "gen/tconv1": 3355, "gen/tconv2": 1678, "gen/tconv3": 157}
+    assert products["gen/tconv1"].big == (64, 8, 8, 128) and products["gen/tconv1"].small == (64, 4, 4, 512)
+    assert products["enc/conv1"].bytes == 4 * (64 * 32 * 32 * 3 + 64 * 16 * 16 * 32 + 27 * 32)
+    assert products["enc/conv1"].passes == ("forward", "dw") and len(products["enc/conv2"].passes) == 3
+
+
+def test_a_floor_is_the_slower_of_arithmetic_and_memory(products):
+    tconv1 = products["gen/tconv1"]
+    assert tconv1.floor(495, 1000) == pytest.approx(tconv1.flops / 495e12)
+    assert tconv1.floor(1e6, 4) == pytest.approx(tconv1.bytes / 4e12)
+
+
+@pytest.mark.parametrize("name, bandwidth", [("NVIDIA H200", 4.8), ("NVIDIA L40S", 0.864), ("NVIDIA L4", 0.3),
+                                             ("NVIDIA H100 80GB HBM3", 3.35), ("NVIDIA A100-SXM4-80GB", 2.039)])
+def test_cards_are_told_apart(name, bandwidth):
+    assert roofline.card(name)[2] == bandwidth
+
+
+def test_an_unknown_card_has_no_floor():
+    assert roofline.card("NVIDIA GeForce GTX 480") is None
+
+
+def test_turns_alternate(monkeypatch):
+    monkeypatch.setattr(gpu_step, "ROUNDS", 3)
+    order = []
+    timers = {name: lambda calls, name=name: order.append((name, calls)) or 1.0 for name in "ab"}
+    assert gpu_step.take_turns(timers, calls=7) == {"a": [1.0] * 3, "b": [1.0] * 3}
+    assert order == [("a", gpu_step.WARM_UP), ("b", gpu_step.WARM_UP)] + 3 * [("a", 7), ("b", 7)]
+
+
+def test_the_readme_takes_the_tables(monkeypatch, tmp_path):
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text("above\n<!-- gpu -->\nNot yet measured.\n<!-- /gpu -->\nbelow\n")
+    step = {"batch": 64, "ms": {"minivae": 0.25, "compile": 0.5}, "peak_mb": {"minivae": 100, "compile": 200.4},
+            "launches": 70}
+    row = {"name": "gen/tconv1", "pass": "dw", "minivae": 10.0, "cudnn": 12.5, "floor": None}
+    text = gpu_step.report({"card": "CARD", "date": "DAY", "cupy": "14", "torch": "2", "cudnn": 9, "steps": [step],
+                            "products": [row], "run": {"updates": 50_000, "batch": 64, "seconds": 12.34}})
+    readme.write_between("gpu", text)
+    written = (tmp_path / "README.md").read_text()
+    for line in ("| 64 | 0.250 | 0.500 | 70 |", "| 64 | 100 | 200 |", "| gen/tconv1 | dw | 10.0 | 12.5 | 1.25 | - |",
+                 "50,000 updates of batch 64", "12.3 s"):
+        assert line in written
+    assert "Not yet measured" not in written and written.startswith("above") and written.endswith("below\n")
+
+
+def test_the_readme_has_a_place_for_them():
+    text = readme.README.read_text()
+    assert text.count("<!-- gpu -->") == text.count("<!-- /gpu -->") == 1
+
+
+def test_without_a_gpu_it_says_so(capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_step.main([]) == 2
+    assert "error: --gpu needs" in capsys.readouterr().err
