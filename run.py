@@ -160,7 +160,7 @@ def train(args):
                     dataset.train.sha256, dataset.test.sha256, args.sigma)
     trainer = Trainer(config, dataset, ops)
     run = Run.create(getattr(args, "out", None), dataset.name, config)
-    print(f"training on {len(dataset.train.images)} images of {dataset.name} into {run.folder}")
+    print(f"{steps} updates on {len(dataset.train.images)} images of {dataset.name}, into {run.folder}")
     return finish(run, train_run(run, trainer))
 
 
@@ -288,4 +288,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # a training can be watched through a pipe or in a file too
     sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -42,6 +43,17 @@ def folder(tmp_path_factory):
 def png(path):
     with Image.open(path) as image:
         return image.size
+
+
+def test_a_training_can_be_watched_through_a_pipe(folder):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [sys.executable, ROOT / "run.py", "--data", "digits.npz", "--steps", "100000", "--batch-size", "8",
+               "--log-every", "1", "--out", "watched"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "100000 updates on 40 images of digits, into watched\n"
+        assert process.stdout.readline().startswith("update      1 ")
+        assert process.poll() is None
+        process.kill()
 
 
 def test_train_leaves_what_it_promises(folder):
