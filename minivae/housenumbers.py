@@ -23,10 +23,9 @@ WARM, GREEN = np.array([[1, 0, -1], [-0.5, 1, -0.5]], np.float32)  # the two dir
 
 
 def make(split, seed=0, count=None, progress=iter):
-    """images (N, 32, 32, 3) uint8 and labels (N,) uint8 of "train" or "test"; the same seed gives the same bytes on
-    the same machine.
+    """images (N, 32, 32, 3) uint8 and labels (N,) uint8 of "train" or "test".
 
-    `progress` wraps the iterator over parts (a progress bar).
+    The same seed gives the same bytes on the same machine. `progress` wraps the iterator over parts (a progress bar).
     """
     count = COUNTS[split] if count is None else count
     bank, cameras = _bank(seed), _cameras()
@@ -39,22 +38,23 @@ def make(split, seed=0, count=None, progress=iter):
 
 
 class Draw:
-    """One random value for each of n images, float32 (n, 1, 1, channels), ready to be spread over their pixels."""
+    """One random value for each of n images, float32 (n, 1, 1, 1), ready to be spread over their pixels."""
 
     def __init__(self, seed, n):
-        self.rng, self.n = np.random.default_rng(seed), n
+        self.rng, self.n, self.shape = np.random.default_rng(seed), n, (n, 1, 1, 1)
 
-    def uniform(self, low, high, channels=1):
-        return self.rng.uniform(low, high, (self.n, 1, 1, channels)).astype(np.float32)
+    def uniform(self, low, high):
+        return self.rng.uniform(low, high, self.shape).astype(np.float32)
 
-    def normal(self, sd, channels=1):
-        return sd * self.rng.standard_normal((self.n, 1, 1, channels), np.float32)
+    def normal(self, sd):
+        return sd * self.rng.standard_normal(self.shape, np.float32)
 
     def laplace(self, sd):
-        return self.rng.laplace(0, sd / 2**0.5, (self.n, 1, 1, 1)).astype(np.float32)
+        return self.rng.laplace(0, sd / 2**0.5, self.shape).astype(np.float32)
 
     def chance(self, p):
-        return (self.rng.random((self.n, 1, 1, 1)) < p).astype(np.float32)
+        """1 with probability p, else 0."""
+        return (self.rng.random(self.shape) < p).astype(np.float32)
 
 
 def _arc(cx, cy, rx, ry, start, stop, boxy, points=13):
@@ -120,7 +120,7 @@ def _bank(seed):
             start = np.concatenate([line[:-1] for line in lines]).T[..., None].astype(np.float32)  # (2, segments, 1)
             along = np.concatenate([np.diff(line, axis=0) for line in lines]).T[..., None].astype(np.float32)
             first = np.concatenate([np.arange(len(line) - 1) == 0 for line in lines])[:, None]
-            last = np.concatenate([np.arange(len(line) - 1) == len(line) - 2 for line in lines])[:, None]
+            last = np.roll(first, -1)  # a line ends where the next begins
             to, square = points - start, (along**2).sum(0) + 1e-9
             t = (to * along).sum(0) / square
             beyond = first * np.minimum(t, 0) + last * np.maximum(t - 1, 0)  # an end, where the pen is cut off blunt
@@ -143,6 +143,7 @@ def _cameras():
 
 
 def _images(draw, bank, cameras):
+    """images (n, 32, 32, 3) and labels (n,), uint8."""
     rng, n = draw.rng, draw.n
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)[..., None] - (SIZE - 1) / 2
     labels = rng.choice(10, (3, n), p=FREQUENCY)  # the centred digit, its left and its right neighbour
