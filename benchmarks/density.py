@@ -18,7 +18,8 @@ from minivae.card import named_sigma
 from minivae.runs import Run
 
 RESULTS = Path(__file__).parent / "results" / "density.json"
-HEADER = ["data", "p(x)", "updates", "ln p(x)", "ELBO", "IWAE", "bits/dim", "AIS*", "BDMC gap*", "bits/dim*"]
+HEADER = ["data", "p(x)", "updates", "images", "exact", "ELBO", "IWAE", "bits/dim", "ELBO*", "AIS*", "BDMC gap*",
+          "bits/dim*"]
 
 
 def summary(folder):
@@ -44,12 +45,28 @@ def rows(results):
     for r in results:
         if r["data"] not in known:
             known.add(r["data"])
-            lines += [[r["data"], name, "", nats(r[name]), "", "", bits(r[name]), "", "", ""]
+            lines += [line(r, name, "", {"exact": nats(r[name]), "bits/dim": bits(r[name])})
                       for name in ("uniform density", "full Gaussian")]
-        lines.append([r["data"], f"VAE, sigma {r['sigma']}", str(r["updates"]), "", nats(r["elbo"]),
-                      f"{nats(r['iwae'])} (K = {r['importance']})", f"≤ {bits(r['elbo'])}", nats(r["ais"]),
-                      f"{r['gap']:.2f}", f"≤ {bits(r['ais'])}"])
+        lines.append(line(r, f"VAE, sigma {r['sigma']}", r["updates"], {
+            "images": f"{r['elbo']['images']}, {r['ais']['images']}*", "ELBO": nats(r["elbo"]), "IWAE": nats(r["iwae"]),
+            "bits/dim": f"≤ {bits(r['elbo'])}", "ELBO*": nats(r["same_elbo"]), "AIS*": nats(r["ais"]),
+            "BDMC gap*": f"{r['gap']:.2f}", "bits/dim*": f"≤ {bits(r['ais'])}"}))
+        if refitted := r["refitted_sigma"]:
+            lines.append(line(r, f"the same with sigma {refitted['sigma']:.3f}", r["updates"], {
+                "images": str(r["elbo"]["images"]), "ELBO": f"{refitted['elbo']:.1f}",
+                "bits/dim": f"≤ {bits(refitted)}"}))
     return lines
+
+
+def line(result, density, updates, cells):
+    return [result["data"], density, str(updates)] + [cells.get(name, "") for name in HEADER[3:]]
+
+
+def settings(results):
+    """A sentence: K of IWAE-K, chains and temperatures of AIS."""
+    kinds = {f"IWAE-{r['importance']}; AIS with {r['ais_chains']} chains of {r['ais_steps']} temperatures"
+             for r in results}
+    return f"{' / '.join(sorted(kinds))}."
 
 
 def nats(row):
@@ -65,7 +82,7 @@ def main(folders):
     results = [summary(folder) for folder in folders]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write_between("density", table(HEADER, rows(results)))
+    write_between("density", f"{table(HEADER, rows(results))}\n\n{settings(results)}")
 
 
 if __name__ == "__main__":
