@@ -70,8 +70,8 @@ def settings(results):
 
 
 def nats(row):
-    return f"{row['nats_per_image']:.1f} ± {row['standard_error']:.1f}" if row["standard_error"] else (
-        f"{row['nats_per_image']:.1f}")
+    error = round(row["standard_error"] or 0, 1)  # none of one image; 0 of a constant
+    return f"{row['nats_per_image']:.1f}" + (f" ± {error}" if error else "")
 
 
 def bits(row):
