@@ -100,7 +100,7 @@ def parser():
                                  ("importance", "importance samples for each", 100, 1000),
                                  ("ais-images", "test images for annealed importance sampling", 16, 64),
                                  ("ais-chains", "its chains for each image", 4, 16),
-                                 ("ais-steps", "its temperatures", 100, 1000)):
+                                 ("ais-steps", "its temperatures", 50, 1000)):
         p.add_argument(f"--{name}", type=positive, default=argparse.SUPPRESS,
                        help=f"{what} (default: {cpu} on a CPU, {gpu} on a GPU)")
     p.add_argument("--seed", type=seed, default=0, help="of all draws")
