@@ -12,7 +12,8 @@ import numpy as np
 from minivae.ops import cuda_module
 from minivae.ops.geometry import Geometry
 
-THREADS, STAGES, RADIX = 128, 3, 16  # as in product.cu
+THREADS, STAGES = 128, 3  # as in operands.cu
+LEVELS = 3  # of sum_pieces in tiles.cu: enough for 16^3 pieces
 MOST_TAPS = 15  # along an edge: a window keeps its taps as bits of one word
 LEAST_SHARE = 4  # units of work that are worth a block
 POINT = Geometry(1, 1, 1, 1)
@@ -35,7 +36,7 @@ def _name(op, tensor, tile):
 
 def _source(tensor, tiles):
     names = [_name(op, tensor, tile) for tile in tiles for op in OPERATIONS] + [_name("CONV_DX_ALL", tensor, NARROW)]
-    return cuda_module.Source("window.cu", "product.cu", names=names)
+    return cuda_module.Source("window.cu", "operands.cu", "tiles.cu", "product.cu", names=names)
 
 
 TENSOR = _source(True, (LARGE, MEDIUM, SCALAR))  # float32 as tf32
@@ -119,9 +120,8 @@ def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multi
     grid = -(-units // share)
     most = max((LARGE, MEDIUM, SCALAR, NARROW), key=lambda t: t.blocks * t.rows * t.columns)  # one scratch for all
     slots = 2 * multiprocessors * most.blocks * most.rows * most.columns
-    levels = 3
     return Plan(TENSOR if tensor else PLAIN, _name(op, tensor, tile), grid, share, units, columns, row_tiles,
-                -(-columns // tile.columns), slots, levels * 2 * 3 * multiprocessors, _shared(op, size, tile))
+                -(-columns // tile.columns), slots, LEVELS * 2 * grid, _shared(op, size, tile))
 
 
 def _units(op, size, g, images, inputs, outputs, tile):
