@@ -11,15 +11,14 @@ their own. So no product is spent on padding: for a 5 x 5 kernel over 4 x 4 smal
 """
 
 import math
-from itertools import product
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minivae.ops.numpy_norm import batch_moments
 from minivae.ops.threads import parallel, scratch, split
 
-IMAGES = 32  # of one thread's piece: more would hardly speed up its products
+IMAGES = 16  # of one thread's piece: more would hardly speed up its products
+SUMS = 8  # of conv_dw, at most
 
 
 def im2col(x, g, buffers):
@@ -45,7 +44,7 @@ def im2col(x, g, buffers):
     return cols
 
 
-def conv(cols, w, g, y, moments=None):
+def conv(cols, w, g, y):
     """y (N, h, w, O) = im2col(x) @ w, with w (k, k, I, O)."""
 
     def work(task):
@@ -57,20 +56,16 @@ def conv(cols, w, g, y, moments=None):
             y[images, :, j] = total.transpose(2, 0, 1, 3)
 
     parallel(work, cols)
-    if moments is not None:
-        batch_moments(y, moments)
 
 
-def conv_dx(dy, w, g, dx, moments=None):
+def conv_dx(dy, w, g, dx):
     """dx (N, H, W, I) = col2im(dy @ w^T): the adjoint of conv in x, and a transposed convolution's forward."""
     s = g.stride
 
     def work(images):
         dx[images] = 0
         for j, b in g.runs:
-            moved = dy[images, :, j].transpose(1, 2, 0, 3)
-            small = scratch("small", moved.shape, dy.dtype)
-            np.copyto(small, moved)
+            small = _rows_first(dy[images, :, j])
             u = scratch("big", _unfolded(g, j, b, images, w.shape[2]), dy.dtype)
             covered = {}  # phase: its big rows that the nearest tap row sees; the others see fewer
             for tap, phase, rows, big in g.row_taps:
@@ -84,32 +79,39 @@ def conv_dx(dy, w, g, dx, moments=None):
                         u[phase, big, :, :, tap].transpose(2, 0, 1, 3))
 
     parallel(work, split(len(dx), IMAGES))
-    if moments is not None:
-        batch_moments(dx, moments)
 
 
 def conv_dw(cols, dy, g, dw):
-    """dw (k, k, I, O) = im2col(x)^T @ dy: a task sums over all images, for one row of taps and half of the outputs."""
-    runs = [(images, j, b, u) for images, arrays in cols for (j, b), u in zip(g.runs, arrays, strict=True)]
-    small = [scratch(("dy", i), (*u.shape[1:4], dw.shape[3]), dw.dtype) for i, (*_, u) in enumerate(runs)]
+    """dw (k, k, I, O) = im2col(x)^T @ dy: sums over parts of the batch at once, then added."""
+    sums = [dw, *scratch("dw", (min(SUMS, len(cols)) - 1, *dw.shape), dw.dtype)]
 
-    def move(i):
-        images, j, *_ = runs[i]
-        np.copyto(small[i], dy[images, :, j].transpose(1, 2, 0, 3))
+    def work(i):
+        sums[i].fill(0)
+        for images, arrays in cols[i :: len(sums)]:
+            for (j, b), u in zip(g.runs, arrays, strict=True):
+                small = _rows_first(dy[images, :, j])
+                for tap, phase, rows, big in g.row_taps:
+                    _product(_matrix(u[phase, big], 2).T, _matrix(small[rows]), _matrix(sums[i][tap, b]), add=True)
 
-    def work(task):
-        (tap, phase, rows, big), part = task
-        for (*_, b, u), moved in zip(runs, small, strict=True):
-            _product(_matrix(u[phase, big], 2).T, _matrix(moved[rows])[:, part], _matrix(dw[tap, b])[:, part], add=True)
+    def add(part):
+        for other in sums[1:]:
+            dw[part] += other[part]
 
-    dw.fill(0)
-    parallel(move, range(len(runs)))
-    parallel(work, list(product(g.row_taps, split(dw.shape[3], -(-dw.shape[3] // 2)))))
+    parallel(work, range(len(sums)))
+    parallel(add, split(len(dw), 1))
 
 
 def _unfolded(g, columns, taps, images, channels):
     """The shape of the windows of a run."""
     return g.stride, g.out_height, *(s.stop - s.start for s in (columns, images, taps)), channels
+
+
+def _rows_first(y):
+    """A copy of y (n, h, w, O) as (h, w, n, O)."""
+    moved = y.transpose(1, 2, 0, 3)
+    copy = scratch("small", moved.shape, y.dtype)
+    np.copyto(copy, moved)
+    return copy
 
 
 def _matrix(x, columns=1):

@@ -2,13 +2,12 @@
 
 N images, (H, W) the big side of a Geometry, (h, w) its small side, I channels on the big side, O on the small side,
 M = N h w rows where only channels matter. Weights are (k, k, I, O) for conv and transposed conv alike. Two subjects
-have files of their own and are imported from there: convolutions (numpy_conv) and batch norm (numpy_norm).
+have files of their own: convolutions (numpy_conv, and numpy_toom_cook for many channels) and batch norm (numpy_norm).
 """
 
 import numpy as np
 
-from minivae.ops import philox
-from minivae.ops.numpy_conv import conv, conv_dw, conv_dx, im2col  # noqa: F401
+from minivae.ops import numpy_conv, numpy_toom_cook, philox
 from minivae.ops.numpy_norm import (  # noqa: F401
     BN_EPS,
     batch_moments,
@@ -48,6 +47,37 @@ def to_host(array):
 def capture(step):
     """A function that does what step() does, faster where the device can replay its launches."""
     return step
+
+
+# Convolutions
+
+
+def im2col(x, g, buffers):
+    """The windows of x (N, H, W, I), in the form that conv and conv_dw multiply; `buffers` owns their memory."""
+    return _convolutions(g, x.shape[3]).im2col(x, g, buffers)
+
+
+def conv(cols, w, g, y, moments=None):
+    """y (N, h, w, O) = im2col(x) @ w."""
+    _convolutions(g, w.shape[2]).conv(cols, w, g, y)
+    if moments is not None:
+        batch_moments(y, moments)
+
+
+def conv_dx(dy, w, g, dx, moments=None):
+    """dx (N, H, W, I) = col2im(dy @ w^T): the adjoint of conv in x, and a transposed convolution's forward."""
+    _convolutions(g, w.shape[2]).conv_dx(dy, w, g, dx)
+    if moments is not None:
+        batch_moments(dx, moments)
+
+
+def conv_dw(cols, dy, g, dw):
+    """dw (k, k, I, O) = im2col(x)^T @ dy."""
+    _convolutions(g, dw.shape[2]).conv_dw(cols, dy, g, dw)
+
+
+def _convolutions(g, channels):
+    return numpy_toom_cook if numpy_toom_cook.suits(g, channels) else numpy_conv
 
 
 # Dense products
