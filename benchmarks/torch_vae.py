@@ -92,6 +92,7 @@ class TorchVAE(nn.Module):
             w = torch.tensor(np.asarray(weights[f"{name}/w"]))
             layer = block.affine if isinstance(block, Block) else block
             layer.weight.copy_(w.permute(3, 2, 0, 1) if w.ndim == 4 else w.T)
+        self.generator[-1].bias.copy_(torch.tensor(np.asarray(weights["gen/tconv3/b"])))
 
 
 def training_step(model, x, column):
