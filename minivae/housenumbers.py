@@ -3,8 +3,9 @@
 A digit is strokes (lines and arcs) with random proportions. A bank holds, for each alphabet and digit, the distance of
 every point of its cell to its strokes. An image looks distances up through an affine map (size, slant, rotation), for a
 centred digit and the neighbours that the frame cuts off, and turns them into ink on a plate, with colours, a shadow,
-light and noise; a camera of few pixels then takes the picture, which is scaled up to 32x32. Sizes, contrasts, colours
-and sharpness are set to SVHN's statistics (benchmarks/housenumbers.py). All images of a part are made at once.
+light and noise; a camera of few pixels then takes the picture, which is scaled up to 32x32. Sizes, colours and
+sharpness are set to SVHN's statistics (benchmarks/housenumbers.py), contrast somewhat higher and neighbours fewer, so
+that a short training learns digits. All images of a part are made at once.
 """
 
 from functools import lru_cache
