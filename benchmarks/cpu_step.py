@@ -86,9 +86,8 @@ def main():
         for mine, theirs in results["losses"]:
             if abs(mine - theirs) > 1e-3 * theirs:
                 raise SystemExit(f"error: the two models differ, their losses are {mine} and {theirs}")
-        results |= {"columns": compare(cache), "parts_ms": run("parts", cache=cache),
-                    "growth_ms": run("growth", cache=cache),
-                    "gflop": run("floating_point_operations", cache=cache) / 1e9}
+        results |= {"gflop": run("floating_point_operations", cache=cache) / 1e9, "parts_ms": run("parts", cache=cache),
+                    "growth_ms": run("growth", cache=cache), "columns": compare(cache)}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     text = report(results)

@@ -15,11 +15,11 @@ import numpy as np
 
 BATCH, LATENT, SHAPE = 64, 10, (32, 32, 3)
 BATCHES, LATENTS = (16, 64, 256, 1024), tuple(2**i for i in range(1, 10))
-ROUNDS, WARM_UP, GROWTH_ROUNDS = 30, 3, 5
+ROUNDS, WARM_UP, GROWTH_ROUNDS = 20, 2, 3
 PARTS = {
     "im2col": "im2col", "conv": "im2col", "conv_dw": "im2col", "conv_dx": "col2im", "dense": "rest", "dense_dx": "rest",
-    "dense_dw": "rest", "batch_norm": "batch norm", "batch_norm_dx": "batch norm", "tanh_gaussian": "tanh and loss",
-    "adam": "Adam",
+    "dense_dw": "rest", "batch_moments": "batch norm", "batch_norm": "batch norm", "batch_norm_dx": "batch norm",
+    "tanh_gaussian": "tanh and loss", "adam": "Adam",
 }
 
 
@@ -107,18 +107,19 @@ class Parts:
         def timed(*args, **options):
             start, before, self._inner, outer = time.process_time(), len(self._products), [0.0], self._inner
             result = original(*args, **options)
-            spent, products = time.process_time() - start, sum(self._products[before:])
+            spent, products = time.process_time() - start, self._products[before:]
             del self._products[before:]
-            self.seconds["matrix products"] += products
-            self.seconds[name] += spent - products - self._inner[0]
+            for kind, seconds in products:
+                self.seconds[kind] += seconds
+            self.seconds[name] += spent - sum(seconds for _, seconds in products) - self._inner[0]
             outer[0] += spent
             self._inner = outer
             return result
 
         setattr(module, function, timed)
 
-    def watch_products(self, module):
-        """Count np.matmul of a module, called by any thread."""
+    def watch_products(self, module, matrices="matrix products"):
+        """Count np.matmul of a module, by any thread: of two matrices as part `matrices`, of stacks as products."""
         parts = self
 
         class Numpy:
@@ -128,7 +129,8 @@ class Parts:
             def matmul(self, *args, **options):
                 start = time.thread_time()
                 result = np.matmul(*args, **options)
-                parts._products.append(time.thread_time() - start)
+                kind = matrices if result.ndim == 2 else "matrix products"
+                parts._products.append((kind, time.thread_time() - start))
                 return result
 
         module.np = Numpy()
@@ -136,12 +138,12 @@ class Parts:
 
 def parts():
     """Milliseconds of a step by part: each part's processor time over the number of cores, and what they waited."""
-    from minivae.ops import numpy_conv, numpy_ops
+    from minivae.ops import numpy_conv, numpy_ops, numpy_toom_cook
 
     watch = Parts()
-    for module in (numpy_conv, numpy_ops):
-        watch.watch_products(module)
-        watch.watch(module, "batch_moments", "batch norm")
+    watch.watch_products(numpy_conv)
+    watch.watch_products(numpy_ops)
+    watch.watch_products(numpy_toom_cook, "transforms")
     for function, name in PARTS.items():
         watch.watch(numpy_ops, function, name)
     step, vae = minivae_step()
