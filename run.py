@@ -1,7 +1,10 @@
 """minivae's command line: parse, call, print."""
 
 import argparse
+import os
+import signal
 import sys
+import warnings
 from pathlib import Path
 
 from minivae.errors import UserError
@@ -28,7 +31,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text):
-    return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")
+    return _number(text, int, lambda v: 1 <= v < 2**63, "a whole number of at least 1")
+
+
+def log_every(text):
+    return _number(text, int, lambda v: 1 <= v <= 1_000_000, "a whole number from 1 to 1000000")
 
 
 def at_least_two(text):
@@ -78,7 +85,7 @@ def parser():
     p.add_argument("--sigma", type=sigma, default="1", metavar="1|VALUE|optimal|learned|pixel",
                    help="standard deviation of p(x|z): fixed, or found as the name says")
     p.add_argument("--out", help="the run directory (default: the next free runs/NAME-N)", default=argparse.SUPPRESS)
-    p.add_argument("--log-every", type=positive, default=100, help="updates per line of metrics.csv")
+    p.add_argument("--log-every", type=log_every, default=100, help="updates per line of metrics.csv")
     p.add_argument("--eval-every", type=positive, default=1000, help="updates between evaluations on test images")
     p.add_argument("--checkpoint-every", type=positive, default=1000, help="updates between checkpoints")
 
@@ -173,14 +180,15 @@ def resume(args):
 
     run = Run.open(args.run)
     run.lock()
-    trainer = Trainer(run.config, matching_data(run), ops)
-    seconds = checkpoint.load_training(run / "checkpoint.h5", trainer)
+    trainer, seconds = Trainer(run.config, matching_data(run), ops), 0.0
+    if (run / "checkpoint.h5").exists() or (run / checkpoint.PREVIOUS).exists():
+        seconds = checkpoint.load_training(run / "checkpoint.h5", trainer)
     steps = getattr(args, "steps", run.config.steps)
     if steps <= trainer.step_count:
         raise UserError(f"{run.folder} has made {trainer.step_count} updates; give a larger --steps to go on")
+    run.forget_after(trainer.step_count)
     run.config.steps = steps
     run.save_config()
-    run.forget_after(trainer.step_count)
     print(f"going on from update {trainer.step_count} of {run.folder}")
     return finish(run, train_run(run, trainer, seconds))
 
@@ -273,18 +281,30 @@ COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpol
 def main(argv):
     if not argv or (argv[0] not in COMMANDS and argv[0] not in ("-h", "--help")):
         argv = ["train", *argv]
+    warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy's overflows: training looks for what is not finite
     try:
         args = parser().parse_args(argv)
-        return COMMANDS[args.command](args) or 0
+        status = COMMANDS[args.command](args) or 0
+        sys.stdout.flush()
+        return status
     except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
+        return failed(e)
     except MemoryError as e:  # CuPy's too
-        print(f"error: out of memory ({' '.join(str(e).split())}); a smaller --batch-size needs less", file=sys.stderr)
-        return 2
+        return failed(f"out of memory ({e}); a smaller --batch-size needs less")
+    except ModuleNotFoundError as e:
+        return failed(f"{e.name} is not installed; run: pip install -r requirements.txt")
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it may be stdout, which is flushed at exit
+        if isinstance(e, BrokenPipeError):  # whoever read the output has gone
+            return 128 + signal.SIGPIPE
+        return failed(f"{e}; mend that, then give the same command again")
     except KeyboardInterrupt:
-        print("error: interrupted; a run goes on from its last checkpoint: run.py resume RUN", file=sys.stderr)
-        return 130
+        return failed("interrupted; a run goes on from its last checkpoint: run.py resume RUN", 130)
+
+
+def failed(what, status=2):
+    print(f"error: {' '.join(str(what).split())}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

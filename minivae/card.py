@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from minivae import baselines, density
 from minivae.density import Model, Noise, log_mean_exp, scaled
 from minivae.errors import UserError
-from minivae.runs import write_text
+from minivae.files import replacing, write_text
 
 AVERAGE = "lower bound on average"
 DRAWS = 10  # of z for each image's ELBO
@@ -55,11 +55,8 @@ def evaluate(run, trainer, dataset, images, importance, ais_images, ais_chains, 
     annealed(card, model, x, mean[few], var[few], importance, ais_chains, ais_steps, seed)
     simulated(card, model, len(x), ais_chains, ais_steps, seed)
     print_card(card)
-    try:
-        draw(run / "density.png", card)
-        write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
-    except OSError as e:
-        raise UserError(f"cannot write into {run.folder} ({e}); make room, or keep what is printed above") from e
+    draw(run / "density.png", card)
+    write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
     return card
 
 
@@ -260,7 +257,8 @@ def draw(path, card):
     latents.xaxis.set_major_locator(MaxNLocator(integer=True))
     latents.set_title("KL(q(z|x) || p(z)) of each latent", fontsize=10)
     latents.set(xlabel="latent" if all(active) else "latent (red: inactive)", ylabel="nats, mean over images")
-    figure.savefig(path, format="png", dpi=130)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=130)
 
 
 def draw_bits(axis, card):

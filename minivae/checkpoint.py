@@ -8,7 +8,9 @@ Everything is addressed by name, so the layout of the flat buffers may change be
 bytes, which HDF5 leaves to its users, hold the sha256 of all the others: no byte can change unnoticed.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 from dataclasses import asdict
@@ -18,9 +20,11 @@ import numpy as np
 
 import minivae
 from minivae.errors import UserError
+from minivae.files import replacing
 
 SEAL = 512  # bytes of the HDF5 user block
 PREVIOUS = "checkpoint-previous.h5"
+FREE = {"data", "steps", "eval_every", "checkpoint_every"}  # settings that decide no update; the data have a sha256
 
 
 def model_arrays(vae):
@@ -42,76 +46,91 @@ def save(path, trainer, config, seconds):
 
     The new file is written beside, read back and only then renamed; whenever the process dies, `path` is whole.
     """
-    beside, previous = path.with_name(path.name + ".part"), path.with_name(PREVIOUS)
-    try:
-        with h5py.File(beside, "w", userblock_size=SEAL) as f:
-            for name, array in training_arrays(trainer).items():
-                f[name] = trainer.ops.to_host(array)
-            f.attrs.update(step=trainer.step_count, seconds=seconds, config=json.dumps(asdict(config)),
-                           minivae=minivae.__version__, numpy=np.__version__)
-        with open(beside, "r+b") as f:
-            f.write(_seal(f))
-            f.flush()
-            os.fsync(f.fileno())
-        _verify(beside)
+    content = _content(trainer, config, seconds)
+    with replacing(path) as beside:
+        beside.write_bytes(content)
+        _read(beside)
         if path.exists():
-            link = previous.with_name(PREVIOUS + ".part")
-            link.unlink(missing_ok=True)
-            os.link(path, link)
-            os.replace(link, previous)
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as e:  # h5py reports a full disk as either
-        beside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({e}); the one before it is untouched: make room, then resume") from e
+            with replacing(path.with_name(PREVIOUS)) as link:
+                os.link(path, link)
 
 
-def _seal(f):
-    """The first SEAL bytes of a checkpoint open for reading: the hash of the others; f is left at its start."""
-    f.seek(SEAL)
-    digest = hashlib.file_digest(f, "sha256").hexdigest()
-    f.seek(0)
+def _content(trainer, config, seconds):
+    """The bytes of the file. HDF5 writes into memory: its own error handling is no match for a full disk."""
+    file = io.BytesIO()
+    with h5py.File(file, "w", userblock_size=SEAL) as f:
+        for name, array in training_arrays(trainer).items():
+            f[name] = trainer.ops.to_host(array)
+        f.attrs.update(step=trainer.step_count, seconds=seconds, config=json.dumps(asdict(config)),
+                       minivae=minivae.__version__, numpy=np.__version__)
+    content = file.getbuffer()
+    content[:SEAL] = _seal(content)
+    return content
+
+
+def _seal(content):
+    """The first SEAL bytes of a checkpoint: the hash of the others."""
+    digest = hashlib.sha256(content[SEAL:]).hexdigest()
     return f"minivae checkpoint, sha256 of what follows: {digest}\n".encode().ljust(SEAL, b"\0")
 
 
-def _verify(path):
-    with open(path, "rb") as f:
-        seal = _seal(f)
-        if f.read(SEAL) != seal:
-            raise OSError("its content does not match its sha256")
+def _read(path):
+    """The file's bytes. OSError if it cannot be read or is not what was written."""
+    content = memoryview(path.read_bytes())
+    if content[:SEAL] != _seal(content):
+        raise OSError("its content does not match its sha256")
+    return content
 
 
 def load_model(path, vae):
     """Fill the model from `path`. UserError if it is not this model's checkpoint."""
-    _read(path, vae.ops, model_arrays(vae))
+    with _opened(path) as f:
+        _fill(path, f, vae.ops, model_arrays(vae))
 
 
 def load_training(path, trainer):
-    """Fill the trainer from `path` and return the seconds trained so far. UserError if it is not its checkpoint."""
-    attributes = _read(path, trainer.ops, training_arrays(trainer))
-    trainer.step_count = int(attributes["step"])
-    trainer.adam.t[...] = trainer.step_count
-    return float(attributes["seconds"])
+    """Fill the trainer from `path` and return the seconds trained so far. UserError if it is not its checkpoint.
+
+    Going on is exact only with the settings and the data that the checkpoint was made with, so it is refused with
+    others; those in FREE decide no update.
+    """
+    with _opened(path) as f:
+        made_with, config = json.loads(f.attrs["config"]), json.loads(json.dumps(asdict(trainer.config)))
+        for field, value in config.items():
+            if field not in FREE and made_with.get(field, value) != value:
+                raise UserError(f"{path} was made with {field} {made_with[field]}, and config.json says {value}; "
+                                f"put {made_with[field]} back there, or train anew")
+        _fill(path, f, trainer.ops, training_arrays(trainer))
+        trainer.step_count = int(f.attrs["step"])
+        trainer.adam.t[...] = trainer.step_count
+        return float(f.attrs["seconds"])
 
 
-def _read(path, ops, arrays):
+@contextlib.contextmanager
+def _opened(path):
+    """The checkpoint as an h5py.File. UserError if it is missing or damaged."""
     try:
-        _verify(path)
-        with h5py.File(path, "r") as f:
-            for name, array in arrays.items():
-                if name not in f or f[name].shape != array.shape:
-                    raise UserError(f"{path} is a checkpoint of another model: {name} {array.shape} is not in it")
-            for name, array in arrays.items():
-                array[...] = ops.xp.asarray(f[name][()])
-            return dict(f.attrs)
+        with h5py.File(io.BytesIO(_read(path)), "r") as f:
+            yield f
     except FileNotFoundError as e:
-        raise UserError(f"{path} is missing: this run has saved nothing yet; train it anew") from e
-    except OSError as e:
-        raise UserError(f"{path} is damaged ({e}); {_advice(path.with_name(PREVIOUS))}") from e
+        raise UserError(f"{path} is missing; {_advice(path)}") from e
+    except (OSError, KeyError) as e:
+        raise UserError(f"{path} is damaged ({e}); {_advice(path)}") from e
 
 
-def _advice(previous):
+def _fill(path, f, ops, arrays):
+    for name, array in arrays.items():
+        if name not in f or f[name].shape != array.shape:
+            raise UserError(f"{path} is a checkpoint of another model: {name} {array.shape} is not in it; "
+                            "put the one of this run back, or train anew")
+    for name, array in arrays.items():
+        array[...] = ops.xp.asarray(f[name][()])
+
+
+def _advice(path):
+    previous = path.with_name(PREVIOUS)
     try:
-        _verify(previous)
+        _read(previous)
     except OSError:
         return "there is no good older one beside it: train anew"
     return f"the one before it is good: to go on from there, copy {previous} over it"

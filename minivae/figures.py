@@ -4,6 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from minivae.files import replacing
+
 GRID_COLUMNS = 20
 
 
@@ -29,7 +31,8 @@ def draw_losses(path, metrics):
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("nats per image")
     figure.axes[0].legend()
-    figure.savefig(path, dpi=130)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=130, format="png")
 
 
 def draw_samples(path, vae, count=200, seed=0):
@@ -80,4 +83,5 @@ def save_grid(path, images, columns, scale=2):
     grid = grid.reshape(rows, columns, height + 2, width + 2, channels).swapaxes(1, 2)
     grid = grid.reshape(rows * (height + 2), columns * (width + 2), channels)
     grid = np.repeat(np.repeat(grid, scale, 0), scale, 1)
-    imsave(path, np.repeat(grid, 3, 2) if channels == 1 else grid)
+    with replacing(path) as beside:
+        imsave(beside, np.repeat(grid, 3, 2) if channels == 1 else grid, format="png")

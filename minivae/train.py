@@ -1,5 +1,7 @@
 """Training: the update, the evaluation, and the loop that logs, saves and draws."""
 
+import math
+import os
 import signal
 import sys
 import time
@@ -7,71 +9,90 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from minivae import checkpoint, figures
+from minivae import checkpoint, figures, finite
 from minivae.adam import Adam
-from minivae.errors import UserError
 from minivae.ops.philox import STREAMS, choose
+from minivae.stream import PART, Ahead, Streamed
 from minivae.vae import VAE, Widths
 
 TEST_IMAGES = 5000  # at most, of RandomState(0).permutation(test), in batches of TEST_BATCH, as the reference does
 TEST_BATCH = 200
+LONGEST_WINDOW = 1000  # updates whose images are drawn at a time
 
 
 class Trainer:
     """The model, its optimizer and the device's copy of the data.
 
-    index (log_every, N) int32 and history (log_every, 2) float64 hold one window of updates: which images each one
-    takes, and the mean rec and kl that it found. The host writes the one and reads the other once a window; between,
-    an update is device work only.
+    index (S, N) int32 says which of device_images each update of a window takes, history (log_every, 2) float64 what
+    mean rec and kl the updates since the last line found. The host writes the one and reads the other once a window;
+    between, an update is device work only. Images that do not fit in memory are on the device a window at a time.
     """
 
     def __init__(self, config, dataset, ops, dtype=np.float32, widths=Widths()):
         self.config, self.ops = config, ops
-        self.vae = VAE(config.shape, config.latent, ops, dtype, config.seed, config.kl, widths,
-                       config.sigma)
+        self.build = lambda ops: VAE(config.shape, config.latent, ops, dtype, config.seed, config.kl, widths,
+                                     config.sigma)
+        self.vae = self.build(ops)
         self.adam = Adam(self.vae.params, config.lr)
         self.images, self.test_images = dataset.train.images, test_subset(dataset.test.images)
         n, xp = config.batch_size, ops.xp
-        self.device_images, self.device_test = xp.asarray(self.images), xp.asarray(self.test_images)
-        self.index = xp.zeros((config.log_every, n), np.int32)
+        self.device_test = xp.asarray(self.test_images)
+        updates = min(config.log_every, LONGEST_WINDOW)
+        if isinstance(self.images, Streamed):
+            updates = max(1, min(updates, PART // (n * math.prod(config.shape))))
+            self.index = xp.arange(updates * n, dtype=np.int32).reshape(updates, n)
+            self.device_images = self.changing = xp.zeros((updates * n, *config.shape), np.uint8)
+            self.ahead = Ahead(lambda window: self.images[self.draw_batches(window).reshape(-1)])
+        else:
+            self.index = self.changing = xp.zeros((updates, n), np.int32)
+            self.device_images = xp.asarray(self.images)
+            self.ahead = Ahead(self.draw_batches)
         self.history = xp.zeros((config.log_every, 2), np.float64)
         self.x, self.eps = xp.zeros((n, *config.shape), dtype), xp.zeros((n, config.latent), dtype)
         self.test_buffers = ops.Buffers()
         self.step_count = 0  # finished updates: adam.t on the host's side
-        self.window = self.drawn = None  # the window whose images are in `index`; the one last drawn, and its images
+        self.window = None  # the window that is on the device
+        self.watched = xp is np  # looking at an update costs nothing that the CPU would notice; a GPU would wait
         self._update = ops.capture(self.update)
 
     def step(self):
-        """One update, counted. Images are drawn a window ahead: a device still has the last window's updates to do."""
-        window, place = divmod(self.step_count, len(self.index))
+        """One update, counted. FloatingPointError if it is watched and not finite; no parameter has changed then."""
+        window = self.step_count // len(self.index)
         if self.window != window:
-            self.index[...] = self.ops.xp.asarray(self.draw_batches(window))
+            self.changing[...] = self.ops.xp.asarray(self.ahead(window))
             self.window = window
         self._update()
         self.step_count += 1
-        if place == len(self.index) - 1:
-            self.draw_batches(window + 1)
 
     def update(self):
         self.ops.gather(self.device_images, self.index, self.adam.t, self.x)
         self.ops.normal(self.config.seed, STREAMS["train"], self.adam.t, self.eps)
         rec, kl = self.vae.forward(self.x, self.eps)
         self.vae.backward()
+        if self.watched:
+            grads = self.vae.params.grads  # Adam squares them: their squares must be finite too
+            if not np.isfinite(rec.sum() + kl.sum() + np.dot(grads, grads)):
+                raise FloatingPointError
         self.adam.update()
         self.ops.record(rec, kl, self.adam.t, self.history)
 
     def draw_batches(self, window):
-        """Each update's images: without replacement within the batch, independent between batches."""
-        if self.drawn is None or self.drawn[0] != window:
-            steps = range(window * len(self.index), (window + 1) * len(self.index))
-            n, population = self.config.batch_size, len(self.images)
-            rows = [choose(self.config.seed, STREAMS["batch"], t, n, population) for t in steps]
-            self.drawn = window, np.stack(rows)
-        return self.drawn[1]
+        """The images (S, N) of each update: without replacement within the batch, independent between batches."""
+        steps = range(window * len(self.index), (window + 1) * len(self.index))
+        n, population = self.config.batch_size, len(self.images)
+        return np.stack([choose(self.config.seed, STREAMS["batch"], t, n, population) for t in steps])
+
+    def start_over(self):
+        """As before the first update."""
+        fresh = self.build(self.ops).params
+        self.vae.params.values[...], self.vae.params.moving_statistics[...] = fresh.values, fresh.moving_statistics
+        for array in (self.adam.m, self.adam.v, self.adam.t, self.history):
+            array[...] = 0
+        self.step_count = 0
 
     def train_losses(self):
-        """(rec, kl) in nats per image, averaged over the updates since the last full window."""
-        done = (self.step_count - 1) % len(self.index) + 1
+        """(rec, kl) in nats per image, averaged over the updates since the last line that was due."""
+        done = (self.step_count - 1) % len(self.history) + 1
         return self.ops.to_host(self.history)[:done].mean(0)
 
     def failure(self):
@@ -112,8 +133,10 @@ class Signals:
         return self
 
     def _receive(self, number, frame):
+        if self.received and number == signal.SIGINT:  # an exception could be raised where nobody lets it through
+            os.write(2, b"\nerror: interrupted; a run goes on from its last checkpoint: run.py resume RUN\n")
+            os._exit(128 + number)
         self.received = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_):
         for s, handler in self.before.items():
@@ -124,35 +147,50 @@ def train(run, trainer, seconds=0.0):
     """Train `trainer` from where it stands to config.steps; everything worth keeping goes into the run directory.
 
     A signal ends it after the update at hand, saved and drawn. Returns the signal's number, 0 without one. UserError if
-    a loss is not finite (the last checkpoint stays) or a file cannot be written.
+    an update is not finite (the last checkpoint stays) or a file cannot be written.
     """
     with Signals() as signals:
-        try:
-            _train(run, trainer, seconds, signals)
-            figures.draw_all(run, trainer)
-        except OSError as e:
-            raise UserError(f"cannot write into {run.folder} ({e}); make room, then: run.py resume {run.folder}") from e
+        _train(run, trainer, seconds, signals)
+        figures.draw_all(run, trainer)
     return signals.received
 
 
 def _train(run, trainer, seconds, signals):
-    config = run.config
+    config, saved = run.config, None
     start = time.perf_counter() - seconds
+
+    def save():
+        checkpoint.save(run / "checkpoint.h5", trainer, config, time.perf_counter() - start)
+        return trainer.step_count
+
     with tqdm(total=config.steps, initial=trainer.step_count, unit="update", disable=None) as bar:
         while trainer.step_count < config.steps and not signals.received:
-            trainer.step()
-            step, last = trainer.step_count, trainer.step_count == config.steps
-            test = step % config.eval_every == 0 or last
-            due_log = test or step % config.log_every == 0
-            due_save = step % config.checkpoint_every == 0 or last or signals.received
-            if (due_log or due_save) and (failed := trainer.failure()):
-                raise UserError(f"the loss of update {failed} is not finite; {run.folder} keeps its last checkpoint: "
-                                f"a smaller --lr usually helps")
+            try:
+                trainer.step()
+            except FloatingPointError as e:
+                raise finite.stop(run, trainer, trainer.step_count + 1, late=False) from e
+            step = trainer.step_count
+            test = step % config.eval_every == 0 or step == config.steps
+            due_log, due_save = test or step % config.log_every == 0, step % config.checkpoint_every == 0
+            if due_log or due_save:
+                refuse_failure(run, trainer)
             if due_log:
                 log(run, trainer, test, time.perf_counter() - start, bar)
             if due_save:
-                checkpoint.save(run / "checkpoint.h5", trainer, config, time.perf_counter() - start)
+                saved = save()
             bar.update()
+        if saved != trainer.step_count:  # the end, or a signal, at whatever moment it came
+            refuse_failure(run, trainer)
+            save()
+
+
+def refuse_failure(run, trainer):
+    """UserError if losses since the last line are not finite, or by a gradient that was not, the parameters."""
+    failed = trainer.failure()
+    if not failed and not finite.is_finite(trainer.ops, trainer.vae.params.values):
+        failed = trainer.step_count
+    if failed:
+        raise finite.stop(run, trainer, failed, late=True)
 
 
 def log(run, trainer, test, seconds, bar):

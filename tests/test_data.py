@@ -1,12 +1,23 @@
 """What data.load gives for each source, and the one line it gives for everything else."""
 
+import contextlib
+import hashlib
+import http.server
+import io
+import pickle
+import resource
+import struct
+import threading
+import zipfile
+import zlib
+
 import h5py
 import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
 
-from minivae import data
+from minivae import data, readers
 from minivae.errors import UserError
 
 
@@ -80,6 +91,38 @@ def test_damaged_files_thoroughly(tmp_path, images, kind):
     assert damage(kind, tmp_path, images, 500, 50) > 0
 
 
+SUFFIXES = ["png", "jpg", "bmp", "gif", "tif", "webp", "ppm", "pgm"]
+
+
+def damage_image(tmp_path, rng, suffix, flips, cuts):
+    """A folder with a damaged image gives a data set or a UserError that names it; cuts that leave no picture are."""
+    pixels = rng.integers(0, 256, (16, 16) if suffix == "pgm" else (16, 16, 3), np.uint8)
+    for i in range(12):
+        Image.fromarray(pixels).save(tmp_path / f"{i:02}.{suffix}")
+    file = tmp_path / f"03.{suffix}"
+    whole = file.read_bytes()
+    for cut in np.linspace(0, len(whole) // 2, cuts).astype(int):
+        file.write_bytes(whole[:cut])
+        refused(tmp_path, str(file))
+    for _ in range(flips):
+        broken = bytearray(whole)
+        broken[rng.integers(min(len(whole), 200))] ^= 1 << rng.integers(8)  # headers are at the start
+        file.write_bytes(broken)
+        with contextlib.suppress(UserError):
+            data.load(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damaged_images(tmp_path, rng, suffix):
+    damage_image(tmp_path, rng, suffix, 20, 5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damaged_images_thoroughly(tmp_path, rng, suffix):
+    damage_image(tmp_path, rng, suffix, 500, 50)
+
+
 def test_a_folder_of_images(tmp_path, rng):
     for i in range(20):
         Image.fromarray(rng.integers(0, 256, (16, 8), np.uint8)).save(tmp_path / f"{i:02}.png")
@@ -123,21 +166,175 @@ def test_wrong_arrays(tmp_path, content, word):
     refused(tmp_path / "a.npz", word, "a.npz")
 
 
-def test_wrong_labels(tmp_path):
-    np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), np.uint8), labels=np.zeros(19))
-    refused(tmp_path / "a.npz", "labels")
+@pytest.mark.parametrize("labels, word", [
+    (np.zeros(19), "(19,) for 20 images"), (np.zeros((20, 2)), "(20, 2)"), (np.full(20, np.nan), "whole numbers"),
+    (np.full(20, 0.5), "whole numbers"), (np.full(20, "a"), "whole numbers"), (np.float64(3), "()"),
+])
+def test_wrong_labels(tmp_path, labels, word):
+    np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), np.uint8), labels=labels)
+    refused(tmp_path / "a.npz", "labels", word)
 
 
-def test_headers_that_claim_terabytes(tmp_path):
-    with h5py.File(tmp_path / "a.h5", "w") as f:
-        f.create_dataset("train/images", (10**9, 32, 32, 3), np.uint8, chunks=(1, 32, 32, 3))
-    refused(tmp_path / "a.h5", "claims")
+@pytest.mark.parametrize("kind", ["mat", "h5"])
+@pytest.mark.parametrize("change, word", [
+    (lambda x: x[..., :2], "(N, H, W, 3)"), (lambda x: x[:0], "no images"), (lambda x: x[:, :7], "8 divides"),
+    (lambda x: np.where(x > 300, x, np.nan), "finite"), (lambda x: x * np.inf, "finite"), (lambda x: x[:1], "least 2"),
+    (lambda x: x / 100, "from 0 to 1"), (lambda x: x.astype(np.int16) - 300, "from 0 to 255"),
+])
+def test_wrong_arrays_in_every_kind_of_file(tmp_path, images, kind, change, word):
+    with np.errstate(invalid="ignore"):
+        changed = change(images)
+    source, file = write(kind, tmp_path, changed, np.zeros(len(changed), int))
+    if kind == "mat" and len(changed) == 0:
+        word = "holds no images"
+    refused(source, word, file.name)
+
+
+def test_few_images(tmp_path):
+    for count in range(3):
+        np.savez(tmp_path / "a.npz", images=np.zeros((count, 8, 8), np.uint8))
+        refused(tmp_path / "a.npz", "a.npz", "at least 10" if count else "no images")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "only.png")
+    refused(tmp_path, "holds 1 images; at least 10")
+
+
+def test_images_of_16_bits_are_refused(tmp_path):
+    for i in range(12):
+        Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / f"{i}.png")
+    refused(tmp_path, "I;16", "8 bits")
+
+
+@pytest.fixture
+def server():
+    """A host of SVHN that breaks off: half of what it announced, or half of the file announced as the whole."""
+    class Half(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "2000" if "train" in self.path else "1000")
+            self.end_headers()
+            self.wfile.write(bytes(1000))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_half_a_download_is_never_taken_for_the_whole(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(data, "SVHN_URL", server)
+    with pytest.raises(UserError, match="cannot download .*train_32x32.mat.*put it at"):
+        data.load("svhn", tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(data.SVHN_MD5, "train", hashlib.md5(b"whole").hexdigest())
+    (tmp_path / "train_32x32.mat").write_bytes(b"whole")
+    with pytest.raises(UserError, match="cannot download .*test_32x32.mat"):  # its length is right, its md5 is not
+        data.load("svhn", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["train_32x32.mat"]
+    (tmp_path / "train_32x32.mat").write_bytes(b"who")  # one cut short is not believed either
+    with pytest.raises(UserError, match="cannot download .*train_32x32.mat"):
+        data.load("svhn", tmp_path)
+
+
+def test_mat_images_are_turned_in_place(rng):
+    x = np.asfortranarray(rng.integers(0, 256, (8, 16, 3, 2500), np.uint8))
+    expected = x.transpose(3, 0, 1, 2).copy()
+    turned = readers._images_first(x)
+    np.testing.assert_array_equal(turned, expected)
+    assert np.shares_memory(turned, x) and turned.flags.c_contiguous
+
+
+def huge_png(path, width, height):
+    """A grey PNG whose header claims width x height, and whose data end at once."""
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b""))
+
+
+def huge_npz(path, name, shape, dtype):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w") as f:
+        f.writestr(f"{name}.npy", header.getvalue() + bytes(100))
+
+
+def huge_mat(path, name):
+    """SVHN's layout, one dimension of `name` in its header raised to a billion or more."""
+    content = {"X": np.zeros((8, 8, 3, 20), np.uint8), "y": np.ones((20, 1), np.uint8)}
+    scipy.io.savemat(path, content)
+    at = struct.pack("<4i", 8, 8, 3, 20) if name == "X" else struct.pack("<2i", 20, 1)
+    whole = path.read_bytes()
+    assert whole.count(at) == 1
+    path.write_bytes(whole.replace(at, at[:-4] + struct.pack("<i", 2**31 - 1)))
+
+
+@pytest.fixture
+def little_memory():
+    """Two gigabytes of address space more than now: what a header claims cannot be had."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as f:
+        now = int(f.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**31, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_headers_that_claim_terabytes(tmp_path, little_memory):
+    for split in ("images", "labels"):
+        with h5py.File(tmp_path / "a.h5", "w") as f:
+            f["train/images"] = np.zeros((20, 8, 8, 3), np.uint8)
+            f["train/labels"] = np.zeros(20, np.uint8)
+            del f[f"train/{split}"]
+            f.create_dataset(f"train/{split}", (10**9, 32, 32, 3), np.uint8, chunks=(1, 32, 32, 3))
+        refused(tmp_path / "a.h5", "claims")
+    for name, shape, dtype in (("images", (10**9, 32, 32, 3), "|u1"), ("labels", (10**12,), "<f8"),
+                               ("other", (10**12,), "<f8"), ("images", (2**62, 2**62), "|u1")):
+        huge_npz(tmp_path / "a.npz", name, shape, dtype)
+        refused(tmp_path / "a.npz", "claims")
+    for name in ("X", "y"):
+        huge_mat(tmp_path / "train_32x32.mat", name)
+        refused(tmp_path, "claims", "train_32x32.mat")
+    (tmp_path / "pictures").mkdir()
+    for size in ((2**20, 2**20), (12_000, 12_000), (2**31 - 1, 2**31 - 1)):
+        huge_png(tmp_path / "pictures" / "a.png", *size)
+        refused(tmp_path / "pictures", "a.png")
+
+
+def test_a_pickle_is_never_loaded(tmp_path):
+    """Not one of the arrays, whatever its name; reading it would make a file."""
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / "trapped"), "w")
+
+    for names in ("train", "labels", "other"):
+        arrays = {"train": np.zeros((20, 8, 8), np.uint8), names: np.array([Trap()], object)}
+        np.savez(tmp_path / "a.npz", **arrays)
+        refused(tmp_path / "a.npz", "pickled objects, which are never loaded")
+    (tmp_path / "a.npz").write_bytes(pickle.dumps(Trap()))
+    refused(tmp_path / "a.npz", "cannot be read")
+    np.save(tmp_path / "b.npy", np.array([Trap()], object))
+    (tmp_path / "b.npy").rename(tmp_path / "a.npz")
+    refused(tmp_path / "a.npz", "cannot be read")
+    assert not (tmp_path / "trapped").exists()
 
 
 def test_files_of_another_kind(tmp_path):
     (tmp_path / "a.npz").write_text("no array")
     (tmp_path / "a.txt").write_text("no array")
     (tmp_path / "empty").mkdir()
+    for name in ("a.h5", "train_32x32.mat"):
+        (tmp_path / "kind").mkdir(exist_ok=True)
+        (tmp_path / "kind" / name).write_bytes(b"%PDF-1.7 nothing of the kind" * 100)
+    refused(tmp_path / "kind" / "a.h5", "cannot be read")
+    refused(tmp_path / "kind", "train_32x32.mat", "cannot be read")
+    scipy.io.savemat(tmp_path / "kind" / "train_32x32.mat", {"Z": np.zeros(3)})
+    refused(tmp_path / "kind", "it holds Z, not X and y")
     refused(tmp_path / "a.npz", "cannot be read")
     refused(tmp_path / "a.txt", "a folder, an .npz or an .h5")
     refused(tmp_path / "empty", "neither")

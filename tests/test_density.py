@@ -531,7 +531,7 @@ def test_overlap_is_refused(ops, rng, tmp_path, monkeypatch):
 
 def test_a_card_that_cannot_be_written_is_printed(ops, rng, quick, tmp_path, capsys):
     run, trainer, dataset = make_run(tmp_path / "gone", ops, rng)
-    with pytest.raises(UserError, match="cannot write into .*gone"):
+    with pytest.raises(UserError, match="cannot write .*gone"):
         card.evaluate(run, trainer, dataset, 2, 1, 1, 1, 1, 0)
     assert "log-likelihood by AIS" in capsys.readouterr().out
 

@@ -1,16 +1,21 @@
 """Stops, kills and damage: what a run keeps, and what its user reads."""
 
+import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from test_train import config, trainer
 
+from minivae import checkpoint, data, figures
 from minivae.errors import UserError
 from minivae.runs import Run
 from minivae.train import train
@@ -41,19 +46,27 @@ def start_training(folder, **changes):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_draws_and_says_how_to_go_on(digits, number):
-    process = start_training(digits, **{"--checkpoint-every": 7})
+@pytest.mark.parametrize("number, log_every", [(signal.SIGINT, 1), (signal.SIGTERM, 1000)])
+def test_a_signal_saves_draws_and_says_how_to_go_on(digits, number, log_every):
+    process = start_training(digits, **{"--checkpoint-every": 7, "--log-every": log_every})
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
     assert "resume run" in out and (digits / "run" / "samples.png").exists()
-    done = len((digits / "run" / "metrics.csv").read_text().splitlines()) - 1
-    resumed = start(digits, "resume", "run", "--steps", done + 2)
-    out, err = resumed.communicate(timeout=60)
-    assert resumed.returncode == 0, err
-    assert f"going on from update {done} " in out  # not one update lost
-    check_rows(digits / "run", done + 2)
+    with h5py.File(digits / "run" / "checkpoint.h5") as f:
+        done = int(f.attrs["step"])
+    if log_every == 1:
+        check_rows(digits / "run", done)  # not one update lost
+
+
+def test_a_second_sigint_stops_at_once_and_loses_nothing(digits):
+    process = start_training(digits)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and "error: interrupted" in err, err
+    checkpoint._read(digits / "run" / "checkpoint.h5")
 
 
 def check_rows(run, last):
@@ -62,26 +75,35 @@ def check_rows(run, last):
 
 
 def kills(digits, count):
-    """kill -9 at random moments while every second update is saved: each time, resume loses at most two updates."""
-    rng = np.random.default_rng(0)
+    """kill -9 at random moments while every second update is saved: each time, resume loses at most two updates.
+
+    Every fifth kill comes while the process starts. Prints what was lost.
+    """
+    rng, lost, early = np.random.default_rng(0), [], 0
     process = start_training(digits)
-    for _ in range(count):
+    for i in range(count):
         time.sleep(rng.uniform(0, 1.5))
         process.kill()
         process.communicate()
         made = len((digits / "run" / "metrics.csv").read_text().splitlines()) - 1
         process = start(digits, "resume", "run", "--steps", made + 400)
+        if i % 5 == 4:
+            early += 1
+            continue
         line = process.stdout.readline()
         while line and "going on" not in line:
             line = process.stdout.readline()
         assert line, process.communicate()
-        assert made - 2 <= int(line.split("update ")[1].split()[0]) <= made
+        lost.append(made - int(line.split("update ")[1].split()[0]))
+        assert 0 <= lost[-1] <= 2
     process.kill()
     process.communicate()
     process = start(digits, "resume", "run", "--steps", made + 6)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     check_rows(digits / "run", made + 6)
+    none, one, two = np.bincount(lost, minlength=3)
+    print(f"{count} kills, {early} of them at the start; lost updates: none {none} times, one {one}, two {two}")
 
 
 def test_kills(digits):
@@ -102,17 +124,21 @@ def test_a_second_process_is_refused(digits):
     process.communicate()
 
 
-@pytest.fixture
-def saved(ops, tmp_path):
-    """A run with two checkpoints."""
-    run = Run.create(tmp_path / "run", "x", config(steps=6))
+@pytest.fixture(scope="module")
+def original(ops, tmp_path_factory):
+    run = Run.create(tmp_path_factory.mktemp("original") / "run", "x", config(steps=6))
     train(run, trainer(ops, np.float32, steps=6))
-    return run
+    return run.folder
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    """A run with two checkpoints."""
+    shutil.copytree(original, tmp_path / "run")
+    return Run.open(tmp_path / "run")
 
 
 def load(ops, run):
-    from minivae import checkpoint
-
     checkpoint.load_training(run / "checkpoint.h5", trainer(ops, np.float32))
 
 
@@ -148,40 +174,297 @@ def test_the_previous_checkpoint_is_whole(ops, saved):
 
 
 def test_a_checkpoint_of_another_model_changes_nothing(ops, saved):
-    from minivae import checkpoint
-
     other = trainer(ops, np.float32, latent=5)
     before = other.vae.params.values.copy()
     with pytest.raises(UserError, match="another model"):
+        checkpoint.load_model(saved / "checkpoint.h5", other.vae)
+    with pytest.raises(UserError, match="made with latent 4.*says 5"):
         checkpoint.load_training(saved / "checkpoint.h5", other)
     np.testing.assert_array_equal(other.vae.params.values, before)
 
 
-def test_a_failed_write_leaves_the_last_checkpoint(ops, saved, monkeypatch):
-    from minivae import checkpoint
+def test_any_number_of_stops_changes_no_bit(ops, tmp_path, monkeypatch):
+    """Signals after updates 1, 2, 5 and 7, and a kill after 8 that comes before its checkpoint, against none."""
+    monkeypatch.setattr(figures, "draw_all", lambda *_: None)
+    straight, stopped = (Run.create(tmp_path / name, "x", config(steps=11)) for name in "ab")
+    train(straight, trainer(ops, np.float32))
+    for stop in (1, 2, 5, 7, None):
+        t = trainer(ops, np.float32)
+        if stop != 1:
+            checkpoint.load_training(stopped / "checkpoint.h5", t)
+            stopped.forget_after(t.step_count)
+        update = t._update
 
-    before = (saved / "checkpoint.h5").read_bytes()
+        def stopping(t=t, stop=stop, update=update):
+            update()
+            if t.step_count + 1 == stop:
+                os.kill(os.getpid(), signal.SIGINT)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+        t._update = stopping
+        assert train(stopped, t) == (signal.SIGINT if stop else 0)
+        if stop == 7:  # as a process leaves it that is killed while it logs update 8
+            stopped.log({"step": 8, "seconds": 1.0, "train_loss": 9.0, "train_rec": 5.0, "train_kl": 4.0})
+            with open(stopped / "metrics.csv", "a") as f:
+                f.write("9,1")
+    with h5py.File(straight / "checkpoint.h5") as a, h5py.File(stopped / "checkpoint.h5") as b:
+        names = [name for name in checkpoint.training_arrays(t)]
+        for name in names:
+            np.testing.assert_array_equal(a[name], b[name])
+        assert a.attrs["step"] == b.attrs["step"] == 11
+    lines = [[line.split(",")[:1] + line.split(",")[2:] for line in (run / "metrics.csv").read_text().splitlines()]
+             for run in (straight, stopped)]
+    assert lines[0] == lines[1] and [line[0] for line in lines[0]] == ["step", "4", "5", "8", "10", "11"]
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
-        checkpoint.save(saved / "checkpoint.h5", trainer(ops, np.float32), config(), 0)
-    assert (saved / "checkpoint.h5").read_bytes() == before
-    assert not (saved / "checkpoint.h5.part").exists()
+
+def test_a_checkpoint_describes_itself(saved):
+    with h5py.File(saved / "checkpoint.h5") as f:
+        settings = json.loads(f.attrs["config"])
+        assert settings["train_sha256"] == "a" and settings["shape"] == [8, 8, 3]
+        assert f.attrs["step"] == 6 and f.attrs["minivae"] and f.attrs["numpy"] == np.__version__
+        assert f["parameters/enc/conv1/w"].shape == (3, 3, 3, 4)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_loss_that_is_not_finite_stops_the_run(ops, tmp_path):
-    run = Run.create(tmp_path / "run", "x", config(checkpoint_every=1))
-    t = trainer(ops, np.float32)
+def test_other_data_or_settings_are_refused(ops, saved):
+    for name, value in (("train_sha256", "c"), ("lr", 2e-3), ("seed", 1), ("kl", "analytic"), ("log_every", 5)):
+        with pytest.raises(UserError, match=f"made with {name}"):
+            checkpoint.load_training(saved / "checkpoint.h5", trainer(ops, np.float32, **{name: value}))
+    checkpoint.load_training(saved / "checkpoint.h5", trainer(ops, np.float32, steps=99, eval_every=3))
 
-    def explode():
-        t.update()
-        if t.step_count == 4:
-            t.vae.params.values[:] = np.nan
 
-    t._update = explode
-    with pytest.raises(UserError, match="update 6 is not finite.*--lr"):
+def cut_checkpoints(ops, saved, count):
+    path = saved / "checkpoint.h5"
+    whole = path.read_bytes()
+    for cut in np.linspace(0, len(whole) - 1, count).astype(int):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match="damaged.*copy .*checkpoint-previous.h5 over it"):
+            load(ops, saved)
+
+
+def test_cut_checkpoints(ops, saved):
+    cut_checkpoints(ops, saved, 6)
+
+
+@pytest.mark.long
+def test_50_cut_checkpoints(ops, saved):
+    cut_checkpoints(ops, saved, 50)
+
+
+def test_a_missing_checkpoint(ops, saved):
+    (saved / "checkpoint.h5").unlink()
+    with pytest.raises(UserError, match="missing.*copy .*checkpoint-previous.h5 over it"):
+        load(ops, saved)
+
+
+# Disks that take no more
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 2 MB."""
+    (tmp_path / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=755", "tmpfs", tmp_path / "disk"],
+                      capture_output=True).returncode:
+        pytest.skip("mounting takes root")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", "--lazy", tmp_path / "disk"], check=True)
+
+
+def go_on(ops, run):
+    """Two updates more, a line for each; UserError or not, the checkpoint is whole, and says how far it came."""
+    run = Run(run.folder, config(steps=8, log_every=1, checkpoint_every=1))
+    failure = None
+    try:
+        t = trainer(ops, np.float32, log_every=1)
+        checkpoint.load_training(run / "checkpoint.h5", t)
+        run.forget_after(t.step_count)
+        run.save_config()
         train(run, t)
+    except UserError as e:
+        failure = str(e)
+    t = trainer(ops, np.float32, log_every=1)
+    checkpoint.load_training(run / "checkpoint.h5", t)
+    assert 6 <= t.step_count <= 8
+    run.metrics()
+    assert not list(run.folder.glob("*.part"))
+    return failure
+
+
+@pytest.fixture(scope="module")
+def frequent(ops, tmp_path_factory):
+    """A run of six updates that logged and saved each."""
+    folder = tmp_path_factory.mktemp("frequent") / "run"
+    run = Run.create(folder, "x", config(steps=6, log_every=1, checkpoint_every=1))
+    train(run, trainer(ops, np.float32, log_every=1))
+    return run
+
+
+def test_a_full_disk(ops, frequent, disk):
+    """Room for ever more of what is to be written: each write is the first to fail once."""
+    failures = []
+    for room in (0, 4, 8, 100, 200, 700):  # kB
+        shutil.copytree(frequent.folder, disk / "run")
+        with open(disk / "filler", "wb", buffering=0) as f, pytest.raises(OSError):
+            while True:
+                f.write(bytes(4096))
+        os.truncate(disk / "filler", max(0, (disk / "filler").stat().st_size - room * 1024))
+        failures.append(go_on(ops, Run(disk / "run", None)))
+        shutil.rmtree(disk / "run")
+        (disk / "filler").unlink()
+    assert failures[-1] is None
+    for failure in filter(None, failures):
+        assert "No space left on device); make room" in failure and str(disk) in failure
+    names = {Path(failure.split(" ")[2]).name for failure in filter(None, failures)}
+    assert names == {"metrics.csv", "checkpoint.h5"}
+
+
+def test_pictures_and_settings_on_a_full_disk(ops, frequent, disk):
+    """They are smaller than a checkpoint, after which there would be room for them."""
+    shutil.copytree(frequent.folder, disk / "run")
+    run, t = Run.open(disk / "run"), trainer(ops, np.float32)
+    with open(disk / "filler", "wb", buffering=0) as f, pytest.raises(OSError):
+        while True:
+            f.write(bytes(4096))
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    for name, write in {"config.json": run.save_config,
+                        "samples.png": lambda: figures.draw_samples(run / "samples.png", t.vae),
+                        "losses.png": lambda: figures.draw_losses(run / "losses.png", run.metrics()),
+                        "metrics.csv": lambda: run.forget_after(3)}.items():
+        with pytest.raises(UserError, match=f"cannot write .*{name} .No space left"):
+            write()
+    assert before == {path.name: path.read_bytes() for path in run.folder.iterdir()}
+
+
+def test_a_limit_on_the_size_of_files(ops, frequent, tmp_path):
+    """As a quota would have it, for users that may mount nothing."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (frequent / "metrics.csv").stat().st_size
+    failures = []
+    for limit in (0, 100, size, size + 20, 5000, 40_000, 2**24):
+        shutil.copytree(frequent.folder, tmp_path / "copy")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            failures.append(go_on(ops, Run(tmp_path / "copy", None)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        shutil.rmtree(tmp_path / "copy")
+    assert failures[-1] is None and all("File too large" in failure for failure in failures[:-1])
+
+
+def test_a_disk_that_may_only_be_read(ops, frequent, disk):
+    shutil.copytree(frequent.folder, disk / "run")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert "Read-only file system); make room or make the folder writable" in go_on(ops, Run(disk / "run", None))
+    with pytest.raises(UserError, match="cannot make the run directory"):
+        Run.create(disk / "other", "x", config())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
+def test_a_folder_of_another_user(ops, frequent, disk):
+    shutil.copytree(frequent.folder, disk / "run")
+    for folder in disk.parents[:3]:
+        folder.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        assert "Permission denied); make room or make the folder writable" in go_on(ops, Run(disk / "run", None))
+        with pytest.raises(UserError, match="cannot make the run directory.*--out"):
+            Run.create(disk / "other", "x", config())
+        with pytest.raises(UserError, match="cannot write .*a.h5"):
+            data.write_hdf5(disk / "a.h5", "x", {"train": (np.zeros((2, 8, 8, 3), np.uint8), None)})
+    finally:
+        os.seteuid(0)
+
+
+# A run directory that somebody has been at
+
+
+WRONG = {
+    "data": [None, 1, []], "steps": [0, -1, 1.5, "10", None, True, 2**63, 1e3], "batch_size": [1, 0, "64", 2.0, [64]],
+    "latent": [0, -1, None, "10", {}], "lr": [0, -1, "1e-3", None, float("nan"), float("inf"), True, 10**400],
+    "seed": [-1, 2**32, 0.5, "0"], "kl": ["exact", None, 1, []], "log_every": [0, 10**7, "1", None],
+    "eval_every": [0, None, "x", False], "checkpoint_every": [0, -3, 2.5],
+    "train_sha256": [None, 3], "test_sha256": [[]],
+    "shape": [None, 3, [], [8, 8], [8, 8, 2], [8, 9, 3], [0, 8, 3], ["8", 8, 3], [8.0, 8, 3], [8, 8, 3, 1], "883"],
+    "sigma": ["0", "-1", "nan", "inf", "wide", 1, None, ""],
+}
+
+
+def test_every_field_of_the_configuration(saved):
+    path = saved / "config.json"
+    good = json.loads(path.read_text())
+    assert set(WRONG) <= set(good)
+    for name, values in WRONG.items():
+        for value in values:
+            path.write_text(json.dumps(good | {name: value}))
+            with pytest.raises(UserError, match=f"config.json says that {name} is.*put the right value back"):
+                Run.open(saved.folder)
+        if name != "sigma":  # which has a default
+            path.write_text(json.dumps({k: v for k, v in good.items() if k != name}))
+            with pytest.raises(UserError, match="not a run's configuration"):
+                Run.open(saved.folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b'{"steps": 1}', b"\xff\xfe", b"[" * 100_000,
+                                     b'{"extra": 1}'])
+def test_a_file_that_is_no_configuration(saved, content):
+    (saved / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match="not a run's configuration.*it must be JSON"):
+        Run.open(saved.folder)
+
+
+def test_a_configuration_with_a_byte_flipped(saved):
+    path, rng = saved / "config.json", np.random.default_rng(0)
+    whole, found = path.read_bytes(), 0
+    for _ in range(300):
+        broken = bytearray(whole)
+        broken[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(broken)
+        try:
+            Run.open(saved.folder)
+        except UserError:
+            found += 1
+    assert found > 100
+
+
+@pytest.mark.parametrize("damage", [
+    lambda lines: ["step,loss", *lines[1:]],
+    lambda lines: [lines[0], "x" + lines[1], *lines[2:]],
+    lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
+    lambda lines: [*lines[:2], lines[1], *lines[2:]],
+    lambda lines: [lines[0], lines[1] + ",1", *lines[2:]],
+    lambda lines: [lines[0], "\0" * 40, *lines[1:]],
+    lambda lines: [lines[0], lines[1].replace("4", "nan", 1), *lines[2:]],
+    lambda lines: [lines[0], "", *lines[1:]],
+    lambda lines: [""],
+])
+def test_damaged_metrics(saved, damage):
+    path = saved / "metrics.csv"
+    path.write_text("\n".join(damage(path.read_text().splitlines())) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="metrics.csv is damaged .line.*mend it"):
+        saved.forget_after(6)
+    assert path.read_bytes() == before
+
+
+def test_missing_metrics(saved):
+    (saved / "metrics.csv").unlink()
+    with pytest.raises(UserError, match="metrics.csv is missing"):
+        saved.forget_after(6)
+
+
+def test_metrics_of_bytes_that_are_no_text(saved):
+    (saved / "metrics.csv").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UserError, match="metrics.csv is damaged"):
+        saved.metrics()
+
+
+def test_a_run_is_never_overwritten_even_without_its_configuration(saved):
+    (saved / "config.json").unlink()
+    with pytest.raises(UserError, match="already holds a run"):
+        Run.create(saved.folder, "x", config())
+
+
+def test_what_a_killed_process_left_is_cleared(saved):
+    (saved / "checkpoint.h5.123.part").write_bytes(b"half")
+    folder = saved.folder
+    Run(folder, None).lock()
+    assert not (folder / "checkpoint.h5.123.part").exists() and (folder / "checkpoint.h5").exists()

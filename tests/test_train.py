@@ -1,5 +1,8 @@
 """Training: a golden trace, the same bits from the same seed, another dtype, 16 images learnt by heart, resuming."""
 
+import gc
+import resource
+
 import numpy as np
 import pytest
 
@@ -64,9 +67,9 @@ def test_batches_are_drawn_without_replacement_and_anew(ops):
 
 @pytest.mark.parametrize("kl", ["sample", "analytic"])
 def test_overfits_16_images(ops, kl):
-    t = Trainer(config(kl=kl, lr=3e-3), dataset(16), ops, np.float32, Widths((16, 32, 64), 128, (128, 64, 32)))
+    t = Trainer(config(kl=kl, lr=1e-2), dataset(16), ops, np.float32, Widths((8, 16, 32), 64, (64, 32, 16)))
     first = np.mean(losses(t, 4))
-    for _ in range(600):
+    for _ in range(200):
         t.step()
     rec, _ = t.train_losses()
     assert rec < first / 4
@@ -111,3 +114,26 @@ def test_resuming_gives_the_same_bits(ops, tmp_path):
     rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics()] for run in (straight, broken)]
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == [4, 5, 8, 10]
+
+
+def test_long_runs_need_no_more_memory(ops, tmp_path, monkeypatch):
+    """The process after 2,000 updates, with a line, an evaluation and a checkpoint every 50, against after 200."""
+    def resident():
+        gc.collect()
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * resource.getpagesize()
+
+    monkeypatch.setattr(train.figures, "draw_all", lambda *_: None)
+    run = Run.create(tmp_path / "run", "x", config(steps=2000, log_every=50, eval_every=50, checkpoint_every=50))
+    t, sizes = trainer(ops, np.float32, log_every=50), []
+    update = t._update
+
+    def counted():
+        update()
+        if t.step_count + 1 in (200, 2000):
+            sizes.append(resident())
+
+    t._update = counted
+    train.train(run, t)
+    print(f"resident memory after 200 updates {sizes[0]:,} bytes, after 2,000 {sizes[1]:,}")
+    assert sizes[1] - sizes[0] < 2**20
