@@ -99,6 +99,7 @@ def test_what_cannot_be_streamed_says_so(tmp_path, images, monkeypatch):
         data.load(str(tmp_path / "alone.h5"), None)
 
 
+@pytest.mark.long
 def test_a_file_of_twice_the_memory(tmp_path):
     """RLIMIT_AS bounds the process; the images, all zeros in a file with holes, are twice as large."""
     limit, count = 2**30, 2**31 // 3072
