@@ -19,8 +19,9 @@ def test_negative_losses_are_in_view(tmp_path):
     limits = []
 
     class Axis(figures.Figure):
-        def savefig(self, *_, **__):
+        def savefig(self, *arguments, **options):
             limits.extend(axis.get_ylim() for axis in self.axes)
+            super().savefig(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "Figure", Axis)
