@@ -119,4 +119,4 @@ sys.exit(run.main(["--data", "large.h5", "--steps", "4", "--batch-size", "8", "-
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"training on {count} images" in done.stdout
+    assert f"on {count} images" in done.stdout
