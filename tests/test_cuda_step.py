@@ -148,6 +148,7 @@ def test_pictures_and_the_density_card(tmp_path, monkeypatch):
     """The rest of the commands, once each: they keep host and device apart."""
     monkeypatch.setattr(density.fit_posterior, "__defaults__", (2, 1, 0.1))
     monkeypatch.setattr(card, "NAIVE", 2)
+    monkeypatch.setattr(card, "draw", lambda *_: None)  # works on the host, and slowly
     run, t = Run.create(tmp_path / "run", "x", config(steps=1)), trainer(cuda_ops, np.float32, sigma="pixel")
     t.step()
     found = card.evaluate(run, t, dataset(), images=8, importance=2, ais_images=2, ais_chains=1, ais_steps=2, seed=0)
@@ -198,3 +199,15 @@ def test_an_update_allocates_nothing_once_it_is_warm(monkeypatch):
     for name in ("zeros", "full", "asarray", "asnumpy", "ascontiguousarray", "_device"):
         monkeypatch.setattr(device, name, None)
     t.update()
+
+
+@pytest.mark.parametrize("mistake", [
+    lambda a: a + np.zeros(2), lambda a: np.zeros(2) + a, lambda a: np.vdot(a, a), lambda a: np.concatenate([a, a]),
+    lambda a: a.__setitem__(0, np.zeros(1)), lambda a: a.__setitem__(slice(None), np.zeros(2)),
+    lambda a: a[np.array([0])], lambda a: cuda_ops.add(a, np.zeros(2)), lambda a: device.asnumpy(np.zeros(2))])
+def test_the_stand_in_is_as_strict_as_cupy(mistake):
+    a = device.zeros(2, np.float64)
+    with pytest.raises(TypeError):
+        mistake(a)
+    cuda_ops.add(a, device.full(2, 1.5, np.float64) + a[:1])
+    assert float(a.sum()) == 3 and device.asnumpy(a).tolist() == [1.5, 1.5] and type(a[0]) is device.ndarray
