@@ -146,7 +146,7 @@ def test_a_checkpoint_crosses_devices(tmp_path, first, second):
 
 def test_pictures_and_the_density_card(tmp_path, monkeypatch):
     """The rest of the commands, once each: they keep host and device apart."""
-    monkeypatch.setattr(density.fit_posterior, "__defaults__", (2, 1, 0.1))
+    monkeypatch.setattr(density, "FIT_STEPS", 2)
     monkeypatch.setattr(card, "NAIVE", 2)
     monkeypatch.setattr(card, "draw", lambda *_: None)  # works on the host, and slowly
     run, t = Run.create(tmp_path / "run", "x", config(steps=1)), trainer(cuda_ops, np.float32, sigma="pixel")
