@@ -8,7 +8,9 @@ import pytest
 from emulator import device, emulator
 from test_train import config, dataset, trainer
 
-from minivae import card, checkpoint, density, figures, gradcheck
+from minivae import card, checkpoint, density, figures, gradcheck, stream
+from minivae.data import load, write_hdf5
+from minivae.errors import UserError
 from minivae.ops import cuda_module, cuda_ops, numpy_ops
 from minivae.runs import Run
 from minivae.train import Trainer, train
@@ -163,6 +165,43 @@ def test_a_loss_that_is_not_finite_is_named():
         if step == 2:
             t.vae.params.values[...] = np.nan
     assert t.failure() == 4
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_failure_seen_late_stops_the_run(tmp_path):
+    """Looked for when something is logged, then found by making the updates again, as on the CPU."""
+    messages = []
+    for ops in (numpy_ops, cuda_ops):
+        run, t = Run.create(tmp_path / ops.__name__, "x", config(log_every=3)), trainer(ops, np.float32, log_every=3)
+        update = t._update
+
+        def explode(t=t, update=update):
+            t.adam.lr[...] = 1e-3 if t.step_count < 1 else 1e30
+            update()
+
+        t._update = explode
+        with pytest.raises(UserError, match="update 3 is not finite, first in") as e:
+            train(run, t)
+        messages.append(str(e.value).split(";")[0])
+        with np.load(run / "not-finite.npz") as batch:
+            np.testing.assert_array_equal(batch["images"], t.images[t.draw_batches(0)[2]])
+    assert messages[0] == messages[1]
+
+
+def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch):
+    """A window of them at a time on the device, with the same bits as all of them there."""
+    images = dataset().train.images
+    write_hdf5(tmp_path / "a.h5", "test", {"train": (images, None), "test": (images[:30] ^ 1, None)})
+    found = []
+    for memory in (2**40, 1000):
+        monkeypatch.setattr(stream, "memory", lambda memory=memory: memory)
+        t = trainer(cuda_ops, np.float32, data=load(str(tmp_path / "a.h5"), None), log_every=2)
+        for _ in range(5):
+            t.step()
+        found.append(state(t))
+    assert isinstance(t.images, stream.Streamed)
+    for name in found[0]:
+        np.testing.assert_array_equal(found[0][name], found[1][name], name)
 
 
 class Stream:

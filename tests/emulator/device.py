@@ -74,7 +74,11 @@ def zeros_like(array):
     return zeros(array.shape, array.dtype)
 
 
-exp, logaddexp = np.exp, np.logaddexp  # __array_ufunc__ looks after them
+def arange(count, dtype):
+    return _device(np.arange(count, dtype=dtype))
+
+
+exp, logaddexp, isfinite = np.exp, np.logaddexp, np.isfinite  # __array_ufunc__ looks after them
 
 
 class Kernel(emulator.Kernel):

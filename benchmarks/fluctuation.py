@@ -1,0 +1,52 @@
+"""How far one evaluation on test images is from the next: what a single figure of the README's table may be off by.
+
+    python benchmarks/fluctuation.py RUN [RUN ...]
+
+makes 100 updates more from each run's checkpoint, in memory only, evaluates after every 10, and writes the median, the
+least and the greatest loss into benchmarks/results/fluctuation.json and between the README's fluctuation markers.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from readme import table, write_between
+
+from minivae import checkpoint, data
+from minivae.ops import numpy_ops
+from minivae.runs import Run
+from minivae.train import Trainer
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+RESULTS = Path(__file__).parent / "results" / "fluctuation.json"
+EVALUATIONS, UPDATES = 11, 10
+
+
+def fluctuation(folder):
+    """Test losses in nats per image, of the checkpoint first."""
+    run = Run.open(folder)
+    trainer = Trainer(run.config, data.load(run.config.data, DATA), numpy_ops)
+    checkpoint.load_training(run / "checkpoint.h5", trainer)
+    about = {"data": Path(run.config.data).name, "seed": run.config.seed, "from": trainer.step_count}
+    losses = []
+    for _ in range(EVALUATIONS):
+        losses.append(float(sum(trainer.test_losses())))
+        for _ in range(UPDATES):
+            trainer.step()
+    return about | {"losses": losses}
+
+
+def main(folders):
+    results = [fluctuation(folder) for folder in folders]
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    last = (EVALUATIONS - 1) * UPDATES
+    rows = [[r["data"], str(r["seed"]), f"{r['from']:,} to {r['from'] + last:,}",
+             *(f"{of(r['losses']):.1f}" for of in (np.median, min, max))] for r in results]
+    write_between("fluctuation", table(["data", "seed", "updates", "median test loss", "least", "greatest"], rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
