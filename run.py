@@ -290,7 +290,7 @@ def main(argv):
     except UserError as e:
         return failed(e)
     except MemoryError as e:  # CuPy's too
-        return failed(f"out of memory ({e}); a smaller --batch-size needs less")
+        return failed(f"out of memory ({e}); smaller batches or smaller images need less")
     except ModuleNotFoundError as e:
         return failed(f"{e.name} is not installed; run: pip install -r requirements.txt")
     except OSError as e:

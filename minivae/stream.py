@@ -78,18 +78,20 @@ class Streamed:
 
 
 class Ahead:
-    """make(window), begun in the background one window ahead: while the updates of the window before are made."""
+    """take(make(window)), with make begun in the background one window ahead: while the updates of the last are made.
 
-    def __init__(self, make):
-        self.make, self.pool = make, ThreadPoolExecutor(1)
+    No two of the calls to make overlap, and take has returned before the next window is begun.
+    """
+
+    def __init__(self, make, take):
+        self.make, self.take, self.pool = make, take, ThreadPoolExecutor(1)
         self.window = self.made = None
 
     def __call__(self, window):
         if self.window != window:
             self._begin(window)
-        made = self.made.result()
+        self.take(self.made.result())
         self._begin(window + 1)
-        return made
 
     def _begin(self, window):
         self.window, self.made = window, self.pool.submit(self.make, window)

@@ -25,7 +25,8 @@ class Trainer:
 
     index (S, N) int32 says which of device_images each update of a window takes, history (log_every, 2) float64 what
     mean rec and kl the updates since the last line found. The host writes the one and reads the other once a window;
-    between, an update is device work only. Images that do not fit in memory are on the device a window at a time.
+    between, an update is device work only. Images too large for the host's memory, or for half of what is free on a
+    GPU, are on the device a window at a time.
     """
 
     def __init__(self, config, dataset, ops, dtype=np.float32, widths=Widths()):
@@ -38,15 +39,20 @@ class Trainer:
         n, xp = config.batch_size, ops.xp
         self.device_test = xp.asarray(self.test_images)
         updates = min(config.log_every, LONGEST_WINDOW)
-        if isinstance(self.images, Streamed):
+        if isinstance(self.images, Streamed) or xp is not np and 2 * self.images.nbytes > ops.Landing.room():
             updates = max(1, min(updates, PART // (n * math.prod(config.shape))))
             self.index = xp.arange(updates * n, dtype=np.int32).reshape(updates, n)
             self.device_images = self.changing = xp.zeros((updates * n, *config.shape), np.uint8)
-            self.ahead = Ahead(lambda window: self.images[self.draw_batches(window).reshape(-1)])
+            make = lambda window: self.images[self.draw_batches(window).reshape(-1)]  # noqa: E731
         else:
             self.index = self.changing = xp.zeros((updates, n), np.int32)
             self.device_images = xp.asarray(self.images)
-            self.ahead = Ahead(self.draw_batches)
+            make = self.draw_batches
+        if xp is np:
+            self.ahead = Ahead(make, lambda made: np.copyto(self.changing, made))
+        else:
+            landing = ops.Landing(self.changing)
+            self.ahead = Ahead(lambda window: landing.fill(make(window)), lambda _: landing.take())
         self.history = xp.zeros((config.log_every, 2), np.float64)
         self.x, self.eps = xp.zeros((n, *config.shape), dtype), xp.zeros((n, config.latent), dtype)
         self.test_buffers = ops.Buffers()
@@ -59,7 +65,7 @@ class Trainer:
         """One update, counted. FloatingPointError if it is watched and not finite; no parameter has changed then."""
         window = self.step_count // len(self.index)
         if self.window != window:
-            self.changing[...] = self.ops.xp.asarray(self.ahead(window))
+            self.ahead(window)
             self.window = window
         self._update()
         self.step_count += 1

@@ -12,6 +12,7 @@ from minivae import card, checkpoint, density, figures, gradcheck, stream
 from minivae.data import load, write_hdf5
 from minivae.errors import UserError
 from minivae.ops import cuda_module, cuda_ops, numpy_ops
+from minivae.ops.cuda_module import address
 from minivae.runs import Run
 from minivae.train import Trainer, train
 from minivae.vae import VAE, Widths
@@ -188,18 +189,25 @@ def test_a_failure_seen_late_stops_the_run(tmp_path):
     assert messages[0] == messages[1]
 
 
-def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("host, card", [(1000, 2**40), (2**40, 20_000), (1000, 1000)], ids=["host", "card", "both"])
+def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch, host, card):
     """A window of them at a time on the device, with the same bits as all of them there."""
     images = dataset().train.images
     write_hdf5(tmp_path / "a.h5", "test", {"train": (images, None), "test": (images[:30] ^ 1, None)})
     found = []
-    for memory in (2**40, 1000):
+    for memory, room in ((2**40, 2 * images.nbytes), (host, card)):
         monkeypatch.setattr(stream, "memory", lambda memory=memory: memory)
+        monkeypatch.setattr(device.cuda.runtime, "memGetInfo", lambda room=room: (room, 2**40))
         t = trainer(cuda_ops, np.float32, data=load(str(tmp_path / "a.h5"), None), log_every=2)
-        for _ in range(5):
+        place = address(t.changing)
+        for step in range(9):
+            if step == 4:
+                t.window = None  # as when updates are made again
             t.step()
+        assert address(t.changing) == place
         found.append(state(t))
-    assert isinstance(t.images, stream.Streamed)
+    assert isinstance(t.images, stream.Streamed) == (host == 1000)
+    assert t.device_images is t.changing and len(t.device_images) < len(images)
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name], name)
 

@@ -126,6 +126,38 @@ def to_host(array):
     return array if xp is np else xp.asnumpy(array)
 
 
+class Landing:
+    """Where an array's next contents wait, in pinned memory, then on the device, while kernels read its present ones.
+
+    The array itself stays where it is: a captured graph goes on reading it.
+    """
+
+    def __init__(self, array):
+        self.array, self.next = array, xp.zeros_like(array)
+        pinned = xp.cuda.alloc_pinned_memory(array.nbytes)
+        self.host = np.frombuffer(pinned, array.dtype, array.size).reshape(array.shape)
+        self.stream = xp.cuda.Stream(non_blocking=True)
+        self.free = xp.cuda.Event(disable_timing=True)  # from then on `next` may be written
+        self.free.record()
+
+    def fill(self, values):
+        """Upload them, beside what runs on the current stream; returns when they are there. Any thread may call it."""
+        self.host[...] = values
+        self.stream.wait_event(self.free)
+        self.next.set(self.host, self.stream)
+        self.stream.synchronize()
+
+    def take(self):
+        """The array has what was filled in, for all that the current stream does after this; the host does not wait."""
+        self.array[...] = self.next
+        self.free.record()
+
+    @staticmethod
+    def room():
+        """Bytes of the GPU's memory that nobody uses."""
+        return xp.cuda.runtime.memGetInfo()[0]
+
+
 def capture(step):
     """A function that does what step() does: the first call runs it, the second records its launches as a CUDA graph.
 

@@ -34,6 +34,14 @@ class ndarray(np.ndarray):
     def __setitem__(self, index, value):
         self.view(np.ndarray)[_index(index)] = _host(value)
 
+    def set(self, values, stream):
+        """Copies when the stream is waited for, as late as can be; only on one that has waited for an event before."""
+        if type(values) is not np.ndarray or (values.shape, values.dtype) != (self.shape, self.dtype):
+            raise TypeError("only a NumPy array of the same shape and dtype can be set")
+        if not stream.work:
+            raise RuntimeError("a copy that may come before what reads the old contents has ended")
+        stream.work.append(lambda: np.copyto(self.view(np.ndarray), values))
+
 
 def _device(value):
     return np.asarray(value).view(ndarray)
@@ -79,6 +87,35 @@ def arange(count, dtype):
 
 
 exp, logaddexp, isfinite = np.exp, np.logaddexp, np.isfinite  # __array_ufunc__ looks after them
+
+
+class Event:
+    def __init__(self, disable_timing):
+        self.recorded = False
+
+    def record(self):
+        self.recorded = True
+
+
+class Stream:
+    """One beside the current stream, on which everything is done at once."""
+
+    def __init__(self, non_blocking):
+        self.work = []
+
+    def wait_event(self, event):
+        if not event.recorded:
+            raise RuntimeError("an event that nobody recorded does not order anything")
+        self.work.append(lambda: None)
+
+    def synchronize(self):
+        for do in self.work:
+            do()
+        self.work = []
+
+
+cuda = SimpleNamespace(Event=Event, Stream=Stream, alloc_pinned_memory=bytearray,
+                       runtime=SimpleNamespace(memGetInfo=lambda: (2**40, 2**40)))
 
 
 class Kernel(emulator.Kernel):
