@@ -32,7 +32,8 @@ def compile_kernels(code, names, arch):
     check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None))
     for name in names:
         check(nvrtc.nvrtcAddNameExpression(program, name.encode()))
-    options = [f"-arch={arch}".encode(), b"-std=c++17", b"--ptxas-options=-v"]
+    options = [f"-arch={arch}".encode(), b"-std=c++17", b"-ftz=true", b"--device-as-default-execution-space",
+               b"--ptxas-options=-v"]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     log = text(program, "ProgramLog")
     if failed:

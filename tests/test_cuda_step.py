@@ -47,17 +47,52 @@ def state(trainer):
     return {name: host(array).copy() for name, array in arrays.items()}
 
 
-def compare(dtype, widths, steps, tolerance, **changes):
+class Rounded:
+    """numpy_ops with the factors of every product rounded as the kernels for tensor cores do it."""
+
+    def __getattr__(self, name):
+        return getattr(numpy_ops, name)
+
+    def im2col(self, x, g, buffers):
+        return numpy_ops.im2col(tf32(x), g, buffers)
+
+    def conv(self, cols, w, *rest):
+        numpy_ops.conv(cols, tf32(w), *rest)
+
+    def conv_dx(self, dy, w, *rest):
+        numpy_ops.conv_dx(tf32(dy), tf32(w), *rest)
+
+    def conv_dw(self, cols, dy, *rest):
+        numpy_ops.conv_dw(cols, tf32(dy), *rest)
+
+    def dense(self, x, w, *rest):
+        numpy_ops.dense(tf32(x), tf32(w), *rest)
+
+    def dense_dx(self, dy, w, *rest):
+        numpy_ops.dense_dx(tf32(dy), tf32(w), *rest)
+
+    def dense_dw(self, x, dy, *rest):
+        numpy_ops.dense_dw(tf32(x), tf32(dy), *rest)
+
+
+def tf32(array):
+    """to_tf32 of device.h, of which mma drops the last 13 bits."""
+    up = np.float32(1) + np.float32(0.6931472) / np.float32(2048)
+    return ((array * up).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def compare(dtype, widths, steps, tolerance, reference=numpy_ops, **changes):
+    """Every array, in its Frobenius norm."""
     found = []
-    for ops in (numpy_ops, cuda_ops):
+    for ops in (reference, cuda_ops):
         t = Trainer(config(**changes), dataset(), ops, dtype, widths)
         move_off(t.vae)
         for _ in range(steps):
             t.step()
         found.append(state(t) | {"test losses": t.test_losses()})
     for name, expected in found[0].items():
-        np.testing.assert_allclose(found[1][name], expected, rtol=tolerance,
-                                   atol=tolerance * max(np.abs(expected).max(), 1e-3), err_msg=name)
+        error, size = np.linalg.norm(found[1][name] - expected), np.linalg.norm(expected)
+        assert error <= tolerance * max(size, 1e-3), f"{name}: {error / size}"
 
 
 @pytest.mark.parametrize("kl", ["sample", "analytic"])
@@ -68,11 +103,15 @@ def test_three_updates_are_numpy_s(kl, sigma):
 
 
 @pytest.mark.parametrize("widths", [ODD, EVEN], ids=["odd", "even"])
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 2e-4), ("tf32", 0.2)])
-def test_the_first_update_in_float32(widths, precision, tolerance, monkeypatch):
-    """In tf32 a unit near 0 may take the leaky ReLU's other slope, and a sum of few of them, dbeta, shows it."""
+@pytest.mark.parametrize("precision, reference, tolerance", [("fp32", numpy_ops, 2e-5), ("tf32", Rounded(), 5e-4)],
+                         ids=["fp32", "tf32"])
+def test_the_first_update_in_float32(widths, precision, reference, tolerance, monkeypatch):
+    """Sums come in another order: 1e-5 of an array's norm at most. In tf32 that changes the last of a few factors' 11
+    bits as well: 1e-4 measured. Products that round nothing are 1e-3 away, and up to 6e-2 where the leaky ReLU of a
+    unit near 0 takes its other slope; against them the tolerance would have to allow for that.
+    """
     monkeypatch.setattr(cuda_module, "precision", precision)
-    compare(np.float32, widths, 1, tolerance)
+    compare(np.float32, widths, 1, tolerance, reference)
 
 
 @pytest.mark.parametrize("kl, sigma", [("sample", "1"), ("analytic", "optimal"), ("sample", "learned"),

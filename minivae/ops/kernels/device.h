@@ -11,7 +11,8 @@ constexpr unsigned FULL = 0xffffffffu;  // all lanes of a warp
   type* name = reinterpret_cast<type*>(dynamic_shared)
 
 // d (16, 8) += a (16, 8) b (8, 8), by a warp. With g = lane / 4 and t = lane % 4 a lane holds
-//   a: (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4)   b: (t, g) (t + 4, g)   d: (g, 2t) (g, 2t+1) (g + 8, 2t) (g + 8, 2t+1)
+//   a: (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4)   b: (t, g) (t + 4, g)
+//   d: (g, 2t) (g, 2t+1) (g + 8, 2t) (g + 8, 2t+1)
 // Empty below sm_80: the launcher sends such cards to kernels without tensor cores.
 __device__ __forceinline__ void mma_m16n8k8(float* d, const unsigned* a, const unsigned* b) {
 #if __CUDA_ARCH__ >= 800
@@ -32,8 +33,8 @@ __device__ __forceinline__ void load_matrices(unsigned* values, const void* row)
                : "memory");
 }
 
-// Asynchronous copy of BYTES (16, 8 or 4) from global to shared memory, both aligned to BYTES; zeros where not valid (the
-// global address must be a legal one even then). Copies belong to the group of the next commit.
+// Asynchronous copy of BYTES (16, 8 or 4) from global to shared memory, both aligned to BYTES; zeros where not valid
+// (the global address must be a legal one even then). Copies belong to the group of the next commit.
 template <int BYTES> __device__ __forceinline__ void cp_async(void* shared, const void* global, bool valid = true) {
   static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4, "cp_async: 16, 8 or 4 bytes");
 #if __CUDA_ARCH__ >= 800
@@ -67,9 +68,9 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
 #endif
 
 // A float as an operand of mma, which reads 10 bits of mantissa and drops the rest: that alone would make every product
-// too small by 7e-4 on average. Half a unit of the last place kept, on average over mantissas, is added before: what tf32
-// represents stays as it is, all else is rounded to within 0.7 units with a mean error of 0, for one multiplication;
-// cvt.rna.tf32 would round to 0.5 but takes three instructions, NaN and infinity being special to it.
+// too small by 7e-4 on average. Half a unit of the last place kept, on average over mantissas, is added before: what
+// tf32 represents stays as it is, all else is rounded to within 0.7 units with a mean error of 0, for one
+// multiplication; cvt.rna.tf32 would round to 0.5 but takes three instructions, NaN and infinity being special to it.
 __device__ __forceinline__ unsigned to_tf32(float x) { return __float_as_uint(x * (1 + 0.6931472f / 2048)); }
 
 // V neighbouring values, loaded and stored 16 bytes at a time.

@@ -1,5 +1,5 @@
-// The latent code and the image: reparameterization and KL, tanh and ln p(x|z), each with its gradient in the same pass.
-// Each kernel quotes the NumPy lines of numpy_ops.py that it replaces.
+// The latent code and the image: reparameterization and KL, tanh and ln p(x|z), each with its gradient in the same
+// pass. Each kernel quotes the NumPy lines of numpy_ops.py that it replaces.
 
 constexpr int THREADS = 256;  // of the kernels with one block
 constexpr int LANES = 192;    // of tanh_gaussian's block, at most: a multiple of 1, 2, 3, 4 and 6 channels
@@ -10,8 +10,8 @@ __device__ __forceinline__ T sigmoid(T s) { return 1 / (1 + exp(-s)); }
 // var = np.logaddexp(s, 0) + VAR_FLOOR; z = mean + np.sqrt(var) * eps; kl = terms.sum(1) / 2, where
 // terms = mean**2 + var - 1 - np.log(var) if analytic else z**2 - eps**2 - np.log(var)
 // A warp for each image, since an image has about ten latents: its lanes take them in turn and add by shuffles.
-__global__ void latent(const T* mean, const T* s, const T* eps, int analytic, T floor, int images, int size, T* z, T* var,
-                       T* kl) {
+__global__ void latent(const T* mean, const T* s, const T* eps, int analytic, T floor, int images, int size, T* z,
+                       T* var, T* kl) {
   const int image = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
   if (image >= images) return;
   T sum = 0;
@@ -35,7 +35,8 @@ __global__ void latent_dx(const T* dz, const T* mean, const T* s, const T* eps, 
   if (i >= count) return;
   const T d = dz[i] + scale * (analytic ? mean[i] : z[i]), v = var[i];
   dmean[i] = d;
-  ds[i] = ((analytic ? dz[i] : d) * eps[i] / (2 * sqrt(v)) - scale / (2 * v) + (analytic ? scale / 2 : 0)) * sigmoid(s[i]);
+  ds[i] = ((analytic ? dz[i] : d) * eps[i] / (2 * sqrt(v)) - scale / (2 * v) + (analytic ? scale / 2 : 0)) *
+          sigmoid(s[i]);
 }
 
 // x_hat = np.tanh(a + b), a thread for each value: only sampling wants it alone.
@@ -44,13 +45,13 @@ __global__ void bias_tanh(const T* a, const T* b, int c, int count, T* x_hat) {
   if (i < count) x_hat[i] = tanh(a[i] + b[i % c]);
 }
 
-// The tail of the two kernels below. Each thread has put into s, for its channels, rows of HEADS db sums (width HEADS c)
-// and a share of rec (width c): db = da.sum((0, 1, 2)); rec = factor * error.sum((1, 2, 3)) + constant.
+// The tail of the two kernels below. Each thread has put into s, for its channels, rows of HEADS db sums
+// (width HEADS c) and a share of rec (width c): db = da.sum((0, 1, 2)); rec = factor * error.sum((1, 2, 3)) + constant.
 // A block belongs to one image and leaves its sums in `partial`; the last one adds them all, an image's for rec and
 // everyone's for db: a few thousand numbers, which would cost a second launch more than they cost one block.
 template <int HEADS>
-__device__ void finish(T* s, int lanes, int c, int images, int parts, T factor, T constant, T* partial, unsigned* counter,
-                       T* rec, T* db) {
+__device__ void finish(T* s, int lanes, int c, int images, int parts, T factor, T constant, T* partial,
+                       unsigned* counter, T* rec, T* db) {
   const int width = (HEADS + 1) * c, heads = HEADS * c, rows = blockDim.x / heads;
   fold_rows(s, lanes, width);
   for (int i = threadIdx.x; i < width; i += blockDim.x) partial[(size_t)blockIdx.x * width + i] = s[i];
@@ -74,11 +75,11 @@ __device__ void finish(T* s, int lanes, int c, int images, int parts, T factor, 
 // x_hat = np.tanh(a + b); error = x_hat - x; precision = np.exp(-2 * log_sigma[0])
 // da = error * (1 - x_hat**2) * (scale * precision); db = da.sum((0, 1, 2))
 // rec = 0.5 * precision * (error**2).sum((1, 2, 3)) + size * log_sigma[0]
-// `parts` blocks for each image of `size` values; a thread takes V values at a time, 16 bytes of floats. blockDim.x is a
-// multiple of c, so all that a thread meets as its k-th value is of one channel, whose sums stay in registers.
+// `parts` blocks for each image of `size` values; a thread takes V values at a time, 16 bytes of floats. blockDim.x is
+// a multiple of c, so all that a thread meets as its k-th value is of one channel, whose sums stay in registers.
 template <int V>
-__global__ void tanh_gaussian(const T* a, const T* b, const T* x, const T* log_sigma, T scale, int images, int size, int c,
-                              int parts, T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
+__global__ void tanh_gaussian(const T* a, const T* b, const T* x, const T* log_sigma, T scale, int images, int size,
+                              int c, int parts, T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
   SHARED(T, s, [2 * LANES * V]);
   const T precision = exp(-2 * log_sigma[0]);
   const size_t image = blockIdx.x / parts * (size_t)size;

@@ -1,12 +1,12 @@
 // Batch normalization, forward and backward: the kernels of cuda_norm.py, each with the NumPy line that it replaces.
 //
-// x is a matrix of `rows` rows and c channels, channels side by side. A thread takes V neighbouring channels, 16 bytes of
-// floats, and walks down the rows, so that its channels' constants are read once and stay in registers. A block is
+// x is a matrix of `rows` rows and c channels, channels side by side. A thread takes V neighbouring channels, 16 bytes
+// of floats, and walks down the rows, so that its channels' constants are read once and stay in registers. A block is
 // `columns` such threads wide, 128 bytes: a line of the cache; the rest of its threads stand on further rows.
 // blockIdx.y is the strip of channels, blockIdx.x the share of the rows: neighbouring rows go to neighbouring threads.
 //
-// Sums over rows: each thread's own, then the block's in shared memory (fold_rows), then, by the last block of a strip to
-// come, those of the strip's blocks. Every order is fixed, so two runs give the same bits.
+// Sums over rows: each thread's own, then the block's in shared memory (fold_rows), then, by the last block of a strip
+// to come, those of the strip's blocks. Every order is fixed, so two runs give the same bits.
 
 constexpr int THREADS = 256;  // of a block, at most; cuda_norm.py knows it too
 
@@ -41,7 +41,8 @@ template <int V> __device__ void sum_rows(T* s, const Place<V>& at, int columns,
 
 // moments[0] = mean, moments[1] = variance: means[i] = sum_rows / n; variances[i] = centred.dot(centred) / n; then
 //   mean = sum f_i m_i    var = sum f_i (v_i + (m_i - mean)^2)    f_i: a block's share of the rows
-// A block reads its rows twice, the second time from the cache: sums of squares alone would lose a small variance's digits.
+// A block reads its rows twice, the second time from the cache: sums of squares alone would lose a small
+// variance's digits.
 template <int V>
 __global__ void batch_moments(const T* x, int rows, int c, int columns, T* partial, unsigned* counters, T* moments) {
   SHARED(T, s, [THREADS * V]);
@@ -122,8 +123,8 @@ __device__ __forceinline__ Vec<V> slope_of(const T* dy, const T* x, size_t i, co
   return g;
 }
 
-// dx = scale * g + by_x * (x - mean) + constant, by_x = -gamma rstd^2 dgamma / rows, constant = -gamma rstd dbeta / rows,
-// both 0 in test mode. dx may be dy: a thread writes only what it alone has read.
+// dx = scale * g + by_x * (x - mean) + constant, by_x = -gamma rstd^2 dgamma / rows,
+// constant = -gamma rstd dbeta / rows, both 0 in test mode. dx may be dy: a thread writes only what it alone has read.
 template <int V>
 __device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Constants<V>& is, T slope, bool train,
                          const T* dgamma, const T* dbeta, int rows, int c, T* dx) {
@@ -144,8 +145,8 @@ __device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Cons
 // dbeta = g.sum(0); dgamma = (g * (x - mean)).sum(0) * rstd. Where one block has all rows of its strip (gridDim.x is 1:
 // a dense layer's few rows) it writes dx too, which saves a launch; else batch_norm_dx does.
 template <int V>
-__global__ void batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, T eps,
-                                int train, int rows, int c, int columns, T* partial, unsigned* counters, T* dx,
+__global__ void batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope,
+                                T eps, int train, int rows, int c, int columns, T* partial, unsigned* counters, T* dx,
                                 T* dgamma, T* dbeta) {
   SHARED(T, s, [THREADS * V]);
   const Place<V> at(c, columns);

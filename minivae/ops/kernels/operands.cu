@@ -1,4 +1,4 @@
-// How product.cu brings its operands from the images and the weights into shared memory, and how a warp reads them there.
+// How product.cu brings its operands from the images and the weights into shared memory, and how warps read them.
 
 constexpr int THREADS = 128, STAGES = 3;
 constexpr int DEPTH = 128 / sizeof(T);
@@ -12,7 +12,8 @@ template <bool K_MAJOR, int SIZE> struct Tile {
   static __device__ __forceinline__ int at(int i, int k) { return K_MAJOR ? i * PITCH + k : k * PITCH + i; }
 
   // The operands of two 8-wide halves i.. and i + 8.. of an mma: (i + g, k + t), (i + g, k + t + 4) of each.
-  static __device__ __forceinline__ void fragment(unsigned (&low)[2], unsigned (&high)[2], const T* tile, int i, int k) {
+  static __device__ __forceinline__ void fragment(unsigned (&low)[2], unsigned (&high)[2], const T* tile, int i,
+                                                  int k) {
     const int lane = threadIdx.x % 32;
     unsigned bits[4];
     if (K_MAJOR) {
@@ -44,8 +45,8 @@ template <int V> struct Cursor {
   static __device__ __forceinline__ int row() { return threadIdx.x / (DEPTH / V); }
 };
 
-// A of CONV, CONV_DX: a row is a pixel's window, tap after tap. The window is found once a tile; a unit is one addition,
-// one mask and one copy per vector.
+// A of CONV, CONV_DX: a row is a pixel's window, tap after tap. The window is found once a tile; a unit is one
+// addition, one mask and one copy per vector.
 template <Op OP, int BM, int V> struct Windows {
   using To = Tile<true, BM>;
   static constexpr bool FORTH = OP == CONV;
@@ -58,7 +59,8 @@ template <Op OP, int BM, int V> struct Windows {
       : source(source), width(FORTH ? s.W : s.w) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
-      rows[i] = window<FORTH>(c, s.images, FORTH ? s.H : s.h, width, FORTH ? s.I : s.O, m0 + Cursor<V>::row() + i * STEP);
+      rows[i] = window<FORTH>(c, s.images, FORTH ? s.H : s.h, width, FORTH ? s.I : s.O,
+                              m0 + Cursor<V>::row() + i * STEP);
   }
   __device__ __forceinline__ void load(T* tile, const Cursor<V>& at, int tall) {
     const unsigned bits = at.a < tall ? tap_bits(at.a, at.b) : NO_TAP;
@@ -72,8 +74,8 @@ template <Op OP, int BM, int V> struct Windows {
   }
 };
 
-// A of CONV_DW: a row is one (tap, channel), the contraction runs over pixels. Each lane finds the window of one pixel of
-// the unit, and the warp hands them round.
+// A of CONV_DW: a row is one (tap, channel), the contraction runs over pixels. Each lane finds the window of one pixel
+// of the unit, and the warp hands them round.
 template <int BM, int V> struct WindowsAcross {
   using To = Tile<false, BM>;
   static constexpr int STEP = THREADS * V / BM, N = DEPTH / STEP;

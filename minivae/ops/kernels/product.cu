@@ -6,12 +6,12 @@
 //   CONV_DX_ALL  np: dx = col2im(dy @ w.T)      the same for few channels i
 //   CONV_DW      np: dw = im2col(x).T @ dy      dw ((tap, i), o) = sum over m of x[m at tap, i] dy[m, o]
 //
-// The dense products np.matmul(x, w), np.matmul(dy, w.T), np.matmul(x.T, dy) are these with images and kernels of 1 x 1.
+// The dense products np.matmul(x, w), np.matmul(dy, w.T), np.matmul(x.T, dy) are these, images and kernels 1 x 1.
 //
 // CONV_DX never touches the zeros that a stride puts between pixels: output pixels whose coordinates agree modulo the
 // stride see the same taps and are a class with a product of its own (5 x 5, stride 2: 9 + 6 + 6 + 4 = 25 taps), the
-// heaviest first. With 3 channels a class would fill 3 columns of a tile, so CONV_DX_ALL has the channels of all classes
-// side by side as columns, and a zero where a class does not have a tap (25 of 36 are used).
+// heaviest first. With 3 channels a class would fill 3 columns of a tile, so CONV_DX_ALL has the channels of all
+// classes side by side as columns, and a zero where a class does not have a tap (25 of 36 are used).
 //
 // Tiling: a block of 128 threads, warps 2 x 2 or 4 x 1, computes tiles of BM x BN with DEPTH of the contraction (128
 // bytes) at a time, "a unit", from STAGES buffers that cp.async fills ahead: copies are in flight while tensor cores
@@ -19,8 +19,8 @@
 // every multiprocessor has the same work whatever the shapes, which tiles of 9, 6, 6 and 4 taps would not give. A tile
 // cut by shares is summed by the last of its blocks to finish, always in the same order.
 
-// acc += a (WM, DEPTH) b (DEPTH, WN) by a warp, on tensor cores or not; either way its lanes share the result as those of
-// mma_m16n8k8 do.
+// acc += a (WM, DEPTH) b (DEPTH, WN) by a warp, on tensor cores or not; either way its lanes share the result as those
+// of mma_m16n8k8 do.
 template <bool TENSOR, class A, class B, int WM, int WN>
 __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* a, const T* b, int wm, int wn) {
   if constexpr (TENSOR) {
@@ -160,7 +160,8 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
       if (OP == CONV_DW || OP == CONV_DX_ALL || !moments) continue;
       T* mine = tiles + (size_t)(row_tiles_before + m0 / BM) * 2 * columns + n0;
       tile_moments<BM, BN, WM, WN>(acc, min(BM, rows - m0), columns - n0, wm, wn, mine, mine + columns);
-      if (last_block(columns_done + n0 / BN, row_tiles_in_all)) merge_moments<OP, BM, BN>(s, tiles, n0, columns, moments);
+      if (last_block(columns_done + n0 / BN, row_tiles_in_all))
+        merge_moments<OP, BM, BN>(s, tiles, n0, columns, moments);
     }
     units_before = class_end, row_tiles_before += row_tiles;
   }

@@ -68,7 +68,8 @@ __global__ void adam(const double* lr, const long long* t, double beta1, double 
   }
   __syncthreads();
   const T keep1 = beta1, keep2 = beta2, take1 = 1 - beta1, take2 = 1 - beta2;
-  for (size_t i = (size_t)(blockIdx.x * blockDim.x + threadIdx.x) * V; i < size; i += (size_t)gridDim.x * blockDim.x * V) {
+  const size_t stride = (size_t)gridDim.x * blockDim.x * V;
+  for (size_t i = (size_t)(blockIdx.x * blockDim.x + threadIdx.x) * V; i < size; i += stride) {
     const Vec<V> g = load<V>(grads + i);
     Vec<V> mi = load<V>(m + i), vi = load<V>(v + i), p = load<V>(values + i);
     for (int k = 0; k < V; ++k) {

@@ -79,8 +79,8 @@ __device__ __forceinline__ void tile_moments(const T (&acc)[WM / 16][WN / 8][4],
     }
 }
 
-// np: mean = sum f_i m_i; var = sum f_i (v_i + (m_i - mean)^2), over all tiles of these columns, by one block. Distances
-// are taken from the first tile's mean, which makes one pass as sound as two.
+// np: mean = sum f_i m_i; var = sum f_i (v_i + (m_i - mean)^2), over all tiles of these columns, by one block.
+// Distances are taken from the first tile's mean, which makes one pass as sound as two.
 template <Op OP, int BM, int BN>
 __device__ __forceinline__ void merge_moments(const Shape& s, const T* tiles, int n0, int columns, T* moments) {
   constexpr int PARTS = THREADS / BN;

@@ -24,8 +24,8 @@ struct Shape {
 };
 
 // Output pixels that see their source through the same taps. Pixel (i, j) of the class is output pixel (i step + y,
-// j step + x). Through tap (a, b), a < tall, b < wide, it sees source pixel (i mul + top +- a, j mul + left +- b) weighted
-// by the kernel's tap (first_a + a stride, first_b + b stride); + and stride 1 for CONV, - for CONV_DX.
+// j step + x). Through tap (a, b), a < tall, b < wide, it sees source pixel (i mul + top +- a, j mul + left +- b)
+// weighted by the kernel's tap (first_a + a stride, first_b + b stride); + and stride 1 for CONV, - for CONV_DX.
 struct Class {
   Divider height, width;
   int y, x, step, mul, top, left, tall, wide, first_a, first_b;
