@@ -9,6 +9,7 @@ are part of its step. Both may use tf32; PyTorch's cuDNN searches for its fastes
 
 import argparse
 import datetime
+import gc
 import json
 import re
 import statistics
@@ -20,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import roofline
-from readme import table, write_between
+from gpu_report import COLUMNS, report
+from readme import write_between
 
 from minivae.data import Dataset, Split
 from minivae.errors import UserError
@@ -30,15 +32,15 @@ from minivae.vae import VAE
 
 RESULTS = Path(__file__).parent / "results"
 BATCHES = 64, 256, 1024
-COLUMNS = {"minivae": "minivae", "channels_last": "PyTorch eager, channels_last", "compile": "torch.compile",
-           "max-autotune": "torch.compile, max-autotune, CUDA graphs"}
 ROUNDS, WARM_UP = 15, 20
 REPEATS = 20  # calls of a product in the graph that is timed
 UPDATES = 50_000  # the reference's run
+PARTS = "run", "products", "steps"
 
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--updates", type=int, default=UPDATES, help="of the run that is timed as a whole")
@@ -51,22 +53,59 @@ def main(arguments):
         print(f"error: {e}", file=sys.stderr)
         return 2
     import cupy
-    import torch
 
+    try:
+        import torch
+    except ImportError as e:
+        print(f"error: PyTorch is measured beside minivae ({e}); get it with: pip install torch", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print(f"error: PyTorch {torch.__version__} finds no GPU; install one for this driver's CUDA", file=sys.stderr)
+        return 2
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    results = {
+    path = RESULTS / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    results = earlier(path, {
         "card": name, "date": datetime.date.today().isoformat(), "cupy": cupy.__version__, "torch": torch.__version__,
-        "cuda driver": cupy.cuda.runtime.driverGetVersion(), "cudnn": torch.backends.cudnn.version(),
-        "steps": [steps(batch, args.columns) for batch in args.batch],
-        "products": products(args.batch[0], roofline.card(name)), "run": whole_run(args.updates),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    (RESULTS / f"gpu-{slug}.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = report(results)
-    write_between("gpu", text)
-    print(text)
+        "cuda driver": cupy.cuda.runtime.driverGetVersion(), "cudnn": torch.backends.cudnn.version()})
+    failed = False
+    for part, measure in parts(results, args, roofline.card(name)):
+        try:
+            measure()
+        except (RuntimeError, MemoryError) as e:  # CUDA's, CuPy's and PyTorch's; what else is measured is not lost
+            failed = True
+            print(f"error: {part}: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
+            continue
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        write_between("gpu", report(results))
+        print(f"{part}: done", flush=True)
+    print(report(results))
+    return 1 if failed or any(step["failed"] for step in results["steps"]) else 0
+
+
+def earlier(path, head):
+    """What stands in `path` if it has the same head: parts may be measured one by one, on one day; else the head."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if head.items() <= found.items() else head | {"run": None, "products": [], "steps": []}
+
+
+def parts(results, args, peaks):
+    """[(what, a function that measures it and puts it into results)]"""
+
+    def run():
+        results["run"] = whole_run(args.updates)
+
+    def alone():
+        results["products"] = products(args.batch[0], peaks)
+
+    def at(batch):
+        others = [step for step in results["steps"] if step["batch"] != batch]
+        results["steps"] = sorted([*others, steps(batch, args.columns)], key=lambda step: step["batch"])
+
+    chosen = {"run": [("the run", run)], "products": [("products", alone)],
+              "steps": [(f"steps of {batch}", lambda batch=batch: at(batch)) for batch in args.batch]}
+    return [job for part in args.parts for job in chosen[part]]
 
 
 # The step
@@ -83,9 +122,22 @@ def trainer(batch, steps=100):
 
 
 def steps(batch, columns):
-    """{column: {ms, memory}} of one batch size, and how many kernels minivae launches for a step."""
-    found = {"batch": batch, "ms": {}, "peak_mb": {}}
-    candidates = {column: (mine if column == "minivae" else torch_step)(batch, column, found) for column in columns}
+    """{column: ms}, {column: peak_mb} and how many kernels minivae launches, of one batch size.
+
+    A column that cannot be made, since PyTorch's compiler fails or memory does not suffice, is in `failed` with the
+    reason; the others are measured all the same.
+    """
+    import torch
+
+    torch.compiler.reset()  # or else another batch size would be compiled for any size
+    found = {"batch": batch, "ms": {}, "peak_mb": {}, "failed": {}}
+    candidates = {}
+    for column in columns:
+        try:
+            candidates[column] = (mine if column == "minivae" else torch_step)(batch, column, found)
+        except (RuntimeError, MemoryError) as e:
+            found["failed"][column] = f"{type(e).__name__}: {e}"[:2000]
+            print(f"error: {column} at batch {batch}: {found['failed'][column]}", file=sys.stderr, flush=True)
     for column, timings in take_turns(candidates).items():
         found["ms"][column] = statistics.median(timings)
     return found
@@ -96,9 +148,8 @@ def mine(batch, column, found):
 
     from minivae.ops import cuda_module
 
-    pool = cupy.get_default_memory_pool()
-    pool.free_all_blocks()
-    before, t = pool.used_bytes(), trainer(batch)
+    gc.collect()  # the last batch size's trainer
+    t = trainer(batch)
     launch, count = cuda_module.Source.launch, 0
 
     def counted(*args, **options):
@@ -112,7 +163,8 @@ def mine(batch, column, found):
     cuda_module.Source.launch = launch
     t.adam.t[...] = t.step_count
     found["launches"] = count
-    found["peak_mb"][column] = (pool.used_bytes() - before - t.device_images.nbytes - t.device_test.nbytes) / 1e6
+    used = cupy.get_default_memory_pool().used_bytes()
+    found["peak_mb"][column] = (used - t.device_images.nbytes - t.device_test.nbytes) / 1e6
     return cupy_timer(t.step)
 
 
@@ -203,7 +255,7 @@ def products(batch, peaks):
         mine, theirs = my_passes(product), torch_passes(product)
         for name in product.passes:
             timings = take_turns({"minivae": graph_of(mine[name]), "cudnn": torch_graph_of(theirs[name])}, calls=10)
-            rows.append({"name": product.name, "pass": name} |
+            rows.append({"name": product.name, "pass": name, "batch": batch} |
                         {who: statistics.median(times) / REPEATS * 1e3 for who, times in timings.items()} |
                         {"floor": product.floor(peaks[0], peaks[2]) * 1e6 if peaks else None})
     return rows
@@ -278,31 +330,6 @@ def torch_graph_of(call):
         for _ in range(REPEATS):
             call()
     return torch_timer(graph.replay)
-
-
-# The tables
-
-
-def report(results):
-    """The README's text: results as Markdown."""
-    run = results["run"]
-    head = ["batch", *(COLUMNS[c] for c in results["steps"][0]["ms"]), "launches"]
-    rows = [[str(s["batch"]), *(f"{ms:.3f}" for ms in s["ms"].values()), str(s.get("launches", "-"))]
-            for s in results["steps"]]
-    memory = [[str(s["batch"]), *(f"{mb:.0f}" for mb in s["peak_mb"].values())] for s in results["steps"]]
-    layers = [[r["name"], r["pass"], f"{r['minivae']:.1f}", f"{r['cudnn']:.1f}", f"{r['cudnn'] / r['minivae']:.2f}",
-               f"{r['floor']:.1f}" if r["floor"] else "-"] for r in results["products"]]
-    return "\n\n".join([
-        f"{results['card']}, {results['date']}, CuPy {results['cupy']}, PyTorch {results['torch']}, cuDNN "
-        f"{results['cudnn']}. Milliseconds for an update, tf32:",
-        table(head, rows),
-        f"{run['updates']:,} updates of batch {run['batch']}, batches drawn on the host included: "
-        f"{run['seconds']:.1f} s. Peak memory, the data set not counted, MB:",
-        table(head[:-1], memory),
-        f"Each product alone at batch {results['steps'][0]['batch']}, microseconds; ratio: cuDNN / minivae; "
-        "floor: the card's data sheet ([benchmarks/roofline.py](benchmarks/roofline.py)):",
-        table(["layer", "pass", "minivae", "cuDNN", "ratio", "floor"], layers),
-    ])
 
 
 if __name__ == "__main__":

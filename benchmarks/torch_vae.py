@@ -104,7 +104,7 @@ def training_step(model, x, column):
     model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.5, 0.999), fused=True)
     modes = {"compile": "default", "max-autotune": "max-autotune"}
-    loss_of = torch.compile(model, mode=modes[column]) if column in modes else model
+    loss_of = torch.compile(model, mode=modes[column], dynamic=False) if column in modes else model
 
     def step(x, eps):
         optimizer.zero_grad(set_to_none=True)

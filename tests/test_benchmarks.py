@@ -1,7 +1,9 @@
 """The parts of benchmarks/ that need neither a GPU nor PyTorch."""
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,14 +60,14 @@ def test_the_readme_takes_the_tables(monkeypatch, tmp_path):
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
     (tmp_path / "README.md").write_text("above\n<!-- gpu -->\nNot yet measured.\n<!-- /gpu -->\nbelow\n")
     step = {"batch": 64, "ms": {"minivae": 0.25, "compile": 0.5}, "peak_mb": {"minivae": 100, "compile": 200.4},
-            "launches": 70}
-    row = {"name": "gen/tconv1", "pass": "dw", "minivae": 10.0, "cudnn": 12.5, "floor": None}
+            "launches": 70, "failed": {"max-autotune": "RuntimeError: none"}}
+    row = {"name": "gen/tconv1", "pass": "dw", "batch": 64, "minivae": 10.0, "cudnn": 12.5, "floor": None}
     text = gpu_step.report({"card": "CARD", "date": "DAY", "cupy": "14", "torch": "2", "cudnn": 9, "steps": [step],
                             "products": [row], "run": {"updates": 50_000, "batch": 64, "seconds": 12.34}})
     readme.write_between("gpu", text)
     written = (tmp_path / "README.md").read_text()
-    for line in ("| 64 | 0.250 | 0.500 | 70 |", "| 64 | 100 | 200 |", "| gen/tconv1 | dw | 10.0 | 12.5 | 1.25 | - |",
-                 "50,000 updates of batch 64", "12.3 s"):
+    for line in ("| 64 | 0.250 | 0.500 | - | 70 |", "| 64 | 100 | 200 | - |",
+                 "| gen/tconv1 | dw | 10.0 | 12.5 | 1.25 | - |", "50,000 updates of batch 64", "12.3 s"):
         assert line in written
     assert "Not yet measured" not in written and written.startswith("above") and written.endswith("below\n")
 
@@ -79,3 +81,39 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu_step.main([]) == 2
     assert "error: --gpu needs" in capsys.readouterr().err
+
+
+def results(**parts):
+    return {"card": "CARD", "date": "DAY", "cupy": "14", "torch": "2", "cudnn": 9, "run": None, "products": [],
+            "steps": []} | parts
+
+
+def test_parts_are_measured_one_by_one(monkeypatch, tmp_path):
+    """On the same day, with the same versions, what was there stays; a batch measured again is replaced."""
+    old = results(steps=[{"batch": 256, "failed": {}}, {"batch": 64, "failed": {}}])
+    head = {name: old[name] for name in ("card", "date", "cupy", "torch", "cudnn")}
+    (tmp_path / "a.json").write_text(json.dumps(old))
+    assert gpu_step.earlier(tmp_path / "a.json", head) == old
+    assert gpu_step.earlier(tmp_path / "a.json", head | {"date": "NEXT"}) == results(date="NEXT")
+    monkeypatch.setattr(gpu_step, "steps", lambda batch, columns: {"batch": batch, "new": True})
+    arguments = SimpleNamespace(parts=["steps"], batch=[64, 1024], columns=[])
+    for _, measure in gpu_step.parts(old, arguments, None):
+        measure()
+    assert [(step["batch"], "new" in step) for step in old["steps"]] == [(64, True), (256, False), (1024, True)]
+
+
+def test_what_fails_does_not_lose_the_rest(monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(compiler=SimpleNamespace(reset=lambda: None)))
+    monkeypatch.setattr(gpu_step, "torch_step", fail)
+    monkeypatch.setattr(gpu_step, "mine", lambda *_: lambda calls: 0.25)
+    found = gpu_step.steps(64, ["minivae", "compile"])
+    assert found["ms"] == {"minivae": 0.25} and found["failed"] == {"compile": "RuntimeError: no compiler"}
+    assert "error: compile at batch 64: RuntimeError: no compiler" in capsys.readouterr().err
+
+
+def test_a_part_that_is_missing_is_left_out():
+    text = gpu_step.report(results(run={"updates": 50_000, "batch": 64, "seconds": 12.34}))
+    assert "12.3 s" in text and "|" not in text
