@@ -4,7 +4,8 @@
 
 writes benchmarks/results/gpu-NAME.json and the README's tables. Every number is a median over rounds in which the
 candidates take turns, timed with CUDA events in one process. PyTorch's batches and noise are made beforehand; minivae's
-are part of its step. Both may use tf32; PyTorch's cuDNN searches for its fastest algorithm.
+are part of its step. Both may use tf32; PyTorch's cuDNN searches for its fastest algorithm. Each part is written when
+it is there, and what is measured on one day with the same versions adds up: --parts run, then --parts products, ...
 """
 
 import argparse

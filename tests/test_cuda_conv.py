@@ -1,5 +1,7 @@
 """The products' kernels against numpy_ops: on the emulator in three orders of lanes, with -m gpu on the GPU."""
 
+import itertools
+
 import numpy as np
 import pytest
 from emulator import emulator
@@ -12,6 +14,7 @@ PRECISIONS = {"tf32": (np.float32, 1e-3), "fp32": (np.float32, 2e-6), "float64":
 RAGGED = [(3, Geometry(7, 5, 5, 2), 8, 12), (3, Geometry(7, 6, 3, 2), 3, 5), (2, Geometry(8, 8, 5, 2), 3, 64),
           (2, Geometry(9, 6, 5, 3), 1, 4), (5, Geometry(3, 4, 3, 1), 8, 36), (5, Geometry(1, 2, 5, 2), 4, 8),
           (2, Geometry(5, 3, 1, 2), 4, 4), (9, Geometry(6, 7, 5, 2), 2, 16), (1, Geometry(4, 4, 3, 1), 1, 1)]
+LARGE = (12, Geometry(7, 6, 5, 2), 8, 68)  # two tiles and a bit each way, of the largest, on one multiprocessor
 REFERENCE = [(1, Geometry(32, 32, 3, 2), 3, 32), (2, Geometry(16, 16, 3, 2), 32, 64),
              (3, Geometry(8, 8, 3, 2), 64, 128), (1, Geometry(8, 8, 5, 2), 128, 512),
              (1, Geometry(16, 16, 5, 2), 64, 128), (1, Geometry(32, 32, 5, 2), 3, 64)]
@@ -78,9 +81,28 @@ def test_convolutions(to_device, rng, monkeypatch, case, multiprocessors, precis
     case.check(case.run(), tolerance)
 
 
+def test_large_tiles(to_device, rng, monkeypatch):
+    monkeypatch.setattr(cuda_module, "multiprocessors", 1)
+    case = Case(to_device, rng, np.float32, *LARGE)
+    case.check(case.run(), PRECISIONS["tf32"][1])
+
+
+def test_every_kernel_has_a_case():
+    """Among the convolutions above."""
+    found = set()
+    for (images, g, inputs, outputs), op, multiprocessors, tensor, moments in itertools.product(
+            [*RAGGED, LARGE], ("CONV", "CONV_DX", "CONV_DW"), (132, 1), (True, False), (True, False)):
+        plan = cuda_conv._plan(op, np.dtype(np.float32), g, images, inputs, outputs, True,
+                               moments and op != "CONV_DW", tensor, multiprocessors)
+        found.add((plan.source, plan.name))
+    assert found == {(source, name) for source in (cuda_conv.TENSOR, cuda_conv.PLAIN) for name in source.names}
+
+
+@pytest.mark.parametrize("to_device", [2, pytest.param("gpu", marks=pytest.mark.gpu)], ids=str, indirect=True)
 @pytest.mark.parametrize("precision", ["tf32", "fp32"])
 @pytest.mark.parametrize("case", REFERENCE, ids=case_name)
 def test_convolutions_of_the_reference(to_device, rng, monkeypatch, case, precision):
+    """In one order of lanes: the same kernels meet the others in test_convolutions, at sizes that take less time."""
     cuda_module.set_precision(precision)
     case = Case(to_device, rng, np.float32, *case)
     case.check(case.run(), PRECISIONS[precision][1])

@@ -6,6 +6,7 @@ Arrays are those of emulator/device.py, which like CuPy's do not mix with NumPy'
 import numpy as np
 import pytest
 from emulator import device, emulator
+from rounded import Rounded
 from test_train import config, dataset, trainer
 
 from minivae import card, checkpoint, density, figures, gradcheck, stream
@@ -45,40 +46,6 @@ def state(trainer):
     arrays |= {"x": trainer.x, "eps": trainer.eps, "m": trainer.adam.m, "v": trainer.adam.v, "t": trainer.adam.t,
                "history": trainer.history, "x_hat": trainer.vae.likelihood.x_hat, "z": trainer.vae.posterior.z}
     return {name: host(array).copy() for name, array in arrays.items()}
-
-
-class Rounded:
-    """numpy_ops with the factors of every product rounded as the kernels for tensor cores do it."""
-
-    def __getattr__(self, name):
-        return getattr(numpy_ops, name)
-
-    def im2col(self, x, g, buffers):
-        return numpy_ops.im2col(tf32(x), g, buffers)
-
-    def conv(self, cols, w, *rest):
-        numpy_ops.conv(cols, tf32(w), *rest)
-
-    def conv_dx(self, dy, w, *rest):
-        numpy_ops.conv_dx(tf32(dy), tf32(w), *rest)
-
-    def conv_dw(self, cols, dy, *rest):
-        numpy_ops.conv_dw(cols, tf32(dy), *rest)
-
-    def dense(self, x, w, *rest):
-        numpy_ops.dense(tf32(x), tf32(w), *rest)
-
-    def dense_dx(self, dy, w, *rest):
-        numpy_ops.dense_dx(tf32(dy), tf32(w), *rest)
-
-    def dense_dw(self, x, dy, *rest):
-        numpy_ops.dense_dw(tf32(x), tf32(dy), *rest)
-
-
-def tf32(array):
-    """to_tf32 of device.h, of which mma drops the last 13 bits."""
-    up = np.float32(1) + np.float32(0.6931472) / np.float32(2048)
-    return ((array * up).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def compare(dtype, widths, steps, tolerance, reference=numpy_ops, **changes):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rounded import Rounded
 
 from minivae import checkpoint, gradcheck
 from minivae.data import Dataset, Split
@@ -56,15 +57,16 @@ def state(t):
 
 
 @pytest.mark.parametrize("precision, dtype, tolerance", [
-    ("fp32", np.float64, 1e-9), ("fp32", np.float32, 1e-4), ("tf32", np.float32, 0.15)])
+    ("fp32", np.float64, 1e-9), ("fp32", np.float32, 1e-4), ("tf32", np.float32, 0.02)])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_the_first_update_layer_by_layer(sigma, precision, dtype, tolerance):
     """In Frobenius norms; a gradient's error is measured against a thousandth of the whole gradient at least, since
-    some are all but zero: those of a beta whose layer's output is centred again.
+    some are all but zero: those of a beta whose layer's output is centred again. In tf32 the reference rounds factors
+    as the kernels do; a factor's last bit differs now and then, and a unit near 0 whose leaky ReLU turns over.
     """
     cuda_module.set_precision(precision)
     found = []
-    for ops in (numpy_ops, cuda_ops):
+    for ops in (Rounded() if precision == "tf32" else numpy_ops, cuda_ops):
         t = trainer(ops, dtype, sigma=sigma)
         t.step()
         found.append(state(t))
@@ -115,6 +117,17 @@ def test_a_replayed_graph_does_what_the_launches_do(sigma):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(*(cuda_ops.to_host(t.history) for t in (replayed, launched)))
     assert int(replayed.adam.t[0]) == 30
+
+
+def test_images_streamed_from_pinned_memory_give_the_same_bits(monkeypatch):
+    held = trainer(cuda_ops, log_every=10)
+    monkeypatch.setattr(cuda_module.Landing, "room", lambda: 0)
+    streamed = trainer(cuda_ops, log_every=10)
+    assert len(streamed.device_images) == 10 * 64 and streamed.device_images is streamed.changing
+    for t in (held, streamed):
+        for _ in range(95):
+            t.step()
+    np.testing.assert_array_equal(*(cuda_ops.to_host(t.vae.params.values) for t in (held, streamed)))
 
 
 def test_gradients():
