@@ -61,6 +61,11 @@ class Geometry:
         return sorted(taps, key=lambda tap: abs(tap[3].start - tap[2].start))
 
     @cached_property
+    def nearest(self):
+        """{phase: a} of the phase's nearest tap row, which sees every big row of it; no phase that no tap row sees."""
+        return {phase: a for a, phase, *_ in reversed(self.row_taps)}
+
+    @cached_property
     def runs(self):
         """The small columns in runs that see the image through the same tap columns: [(columns, taps)], two slices."""
         def taps(j):

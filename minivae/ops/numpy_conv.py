@@ -52,7 +52,7 @@ def conv(cols, w, g, y):
         for (j, b), u in zip(g.runs, arrays, strict=True):
             total = scratch("small", (*u.shape[1:4], w.shape[3]), y.dtype)
             for tap, phase, small, big in g.row_taps:
-                _product(_matrix(u[phase, big], 2), _matrix(w[tap, b]), _matrix(total[small]), add=tap != g.top)
+                add_product(_matrix(u[phase, big], 2), _matrix(w[tap, b]), _matrix(total[small]), add=tap != g.top)
             y[images, :, j] = total.transpose(2, 0, 1, 3)
 
     parallel(work, cols)
@@ -67,16 +67,15 @@ def conv_dx(dy, w, g, dx):
         for j, b in g.runs:
             small = _rows_first(dy[images, :, j])
             u = scratch("big", _unfolded(g, j, b, images, w.shape[2]), dy.dtype)
-            covered = {}  # phase: its big rows that the nearest tap row sees; the others see fewer
             for tap, phase, rows, big in g.row_taps:
-                _product(_matrix(small[rows]), _matrix(w[tap, b]).T, _matrix(u[phase, big], 2), add=phase in covered)
-                covered.setdefault(phase, big)
-            for phase, big in covered.items():
-                rows = dx[images, phase::s][:, big]
+                add_product(_matrix(small[rows]), _matrix(w[tap, b]).T, _matrix(u[phase, big], 2),
+                            add=tap != g.nearest[phase])
+            for phase in g.nearest:
+                rows = dx[images, phase::s]
                 for tap in range(u.shape[4]):
                     first = j.start * s - g.left + b.start + tap
                     rows[:, :, first : first + s * (u.shape[2] - 1) + 1 : s] += (
-                        u[phase, big, :, :, tap].transpose(2, 0, 1, 3))
+                        u[phase, : rows.shape[1], :, :, tap].transpose(2, 0, 1, 3))
 
     parallel(work, split(len(dx), IMAGES))
 
@@ -91,7 +90,7 @@ def conv_dw(cols, dy, g, dw):
             for (j, b), u in zip(g.runs, arrays, strict=True):
                 small = _rows_first(dy[images, :, j])
                 for tap, phase, rows, big in g.row_taps:
-                    _product(_matrix(u[phase, big], 2).T, _matrix(small[rows]), _matrix(sums[i][tap, b]), add=True)
+                    add_product(_matrix(u[phase, big], 2).T, _matrix(small[rows]), _matrix(sums[i][tap, b]), add=True)
 
     def add(part):
         for other in sums[1:]:
@@ -119,7 +118,8 @@ def _matrix(x, columns=1):
     return x.reshape(-1, math.prod(x.shape[-columns:]))
 
 
-def _product(a, b, out, add):
+def add_product(a, b, out, add):
+    """out = a @ b, or out += a @ b; a and b matrices or stacks of them."""
     if add:
         out += np.matmul(a, b, out=scratch("product", out.shape, out.dtype))
     else:
