@@ -188,10 +188,14 @@ def floating_point_operations():
     """Of a step's products, without those of taps that fall outside the image."""
     import roofline
 
+    from minivae.ops.geometry import Geometry
+
+    def rows(g):
+        return sum(small.stop - small.start for _, _, small, _ in g.row_taps)
+
     def share(g):
-        rows = sum(rows.stop - rows.start for _, _, rows, _ in g.row_taps)
-        columns = sum((j.stop - j.start) * (taps.stop - taps.start) for j, taps in g.runs)
-        return rows * columns / (g.out_height * g.out_width * g.kernel**2)
+        across = Geometry(g.width, g.height, g.kernel, g.stride)
+        return rows(g) * rows(across) / (g.out_height * g.out_width * g.kernel**2)
 
     products = roofline.products(minivae_step()[1], BATCH)
     say(float(sum(p.flops * len(p.passes) * (share(p.geometry) if p.geometry else 1) for p in products)))

@@ -11,7 +11,6 @@ Source: tf.nn.convolution, "padding algorithm".
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,12 @@ class Geometry:
     def _before(self, size, out):
         return max((out - 1) * self.stride + self.kernel - size, 0) // 2
 
+    @property
+    def padded(self):
+        """(height, width) of an image that holds every window, multiples of the stride: it starts at (-top, -left)."""
+        taps = -(-self.kernel // self.stride)
+        return self.stride * (self.out_height - 1 + taps), self.stride * (self.out_width - 1 + taps)
+
     @cached_property
     def row_taps(self):
         """For each tap row that meets the image: (a, phase, small rows, big rows), the nearest first.
@@ -64,13 +69,3 @@ class Geometry:
     def nearest(self):
         """{phase: a} of the phase's nearest tap row, which sees every big row of it; no phase that no tap row sees."""
         return {phase: a for a, phase, *_ in reversed(self.row_taps)}
-
-    @cached_property
-    def runs(self):
-        """The small columns in runs that see the image through the same tap columns: [(columns, taps)], two slices."""
-        def taps(j):
-            corner = j * self.stride - self.left
-            return max(-corner, 0), min(self.width - corner, self.kernel)
-
-        runs = [(list(columns), slice(*seen)) for seen, columns in groupby(range(self.out_width), taps)]
-        return [(slice(columns[0], columns[-1] + 1), seen) for columns, seen in runs]
