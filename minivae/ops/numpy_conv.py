@@ -50,7 +50,7 @@ def conv_dx(dy, w, g, dx):
         cols = scratch("cols", (*small.shape[:3], k, k * channels), dy.dtype)
         np.matmul(_rows(small), _rows(w).T, out=_rows(cols, 2))
         padded = _padded(dx[images].shape, g, dx.dtype)
-        pixels = padded.reshape(len(small), -1, s, padded.shape[2] // s, s * channels)  # s columns are one run of values
+        pixels = padded.reshape(len(small), -1, s, padded.shape[2] // s, s * channels)  # s columns are one run
         for a in range(k):
             rows = pixels[:, a // s : a // s + g.out_height, a % s]
             for b in range(0, k, s):

@@ -34,7 +34,7 @@ POINTS = (0, 1, -1, -2, 1 / 2)  # and infinity: these lose the fewest digits
 TAPS = 3  # of a phase, at most, for so many points
 LEAST = 32  # channels of the big side, below which the products are too small to pay for the transforms
 IMAGES = 64  # of one piece of the batch
-CHANNELS, ROWS = 128, 2  # of one thread's piece
+CHANNELS, ROWS = 64, 2  # of one thread's piece
 
 
 def suits(g, channels):
@@ -66,11 +66,10 @@ def conv(cols, w, g, y):
         products = scratch("points", form.small_shape(images, y.shape[3]), y.dtype)
 
         def multiply(task, values=values, products=products):
-            phase, part = task
+            point, taps, G = task
             for tap, row, small, big in g.row_taps:
-                weights = _weights(w[tap, phase.taps, :, part], phase)
-                add_product(_rows(values[phase.points, row, big]), weights,
-                            _rows(products[phase.points, small])[..., part], add=tap != g.top)
+                add_product(_pixels(values[point, row, big]), _weights(w[tap, taps], G),
+                            _pixels(products[point, small]), add=tap != g.top)
 
         def finish(rows, images=images, products=products):
             tiles = scratch("tiles", (TILE, *products[0, rows].shape), y.dtype)
@@ -78,7 +77,7 @@ def conv(cols, w, g, y):
             for tile, (some, columns) in zip(tiles, form.small, strict=True):
                 y[images, rows, columns] = tile[:, some].transpose(2, 0, 1, 3)
 
-        parallel(multiply, list(product(form.phases, split(y.shape[3], CHANNELS))))
+        parallel(multiply, form.points)
         parallel(finish, split(g.out_height, ROWS))
 
 
@@ -90,11 +89,10 @@ def conv_dx(dy, w, g, dx):
         products = scratch("products", form.big_shape(images, dx.shape[3]), dy.dtype)
 
         def multiply(task, values=values, products=products):
-            phase, part = task
+            point, taps, G = task
             for tap, row, small, big in g.row_taps:
-                weights = _weights(w[tap, phase.taps, part], phase).transpose(0, 2, 1)
-                add_product(_rows(values[phase.points, small]), weights,
-                            _rows(products[phase.points, row, big])[..., part], add=tap != g.nearest[row])
+                add_product(_pixels(values[point, small]), _weights(w[tap, taps], G).T,
+                            _pixels(products[point, row, big]), add=tap != g.nearest[row])
 
         def finish(task, images=images, products=products):
             row, part = task
@@ -107,7 +105,7 @@ def conv_dx(dy, w, g, dx):
                 for tile, (some, columns) in zip(tiles, phase.big, strict=True):
                     out[:, :, columns] += tile[:, some].transpose(2, 0, 1, 3)
 
-        parallel(multiply, list(product(form.phases, split(dx.shape[3], CHANNELS))))
+        parallel(multiply, form.points)
         parallel(finish, list(product(range(g.stride), split(g.out_height, ROWS))))
 
 
@@ -124,19 +122,17 @@ def conv_dw(cols, dy, g, dw):
             for tap, row, small, big in g.row_taps:
                 out = dw[tap, phase.taps, part]
                 values = scratch("weights", (len(phase.G), *out.shape[1:]), dw.dtype)
-                np.matmul(_rows(big_values[phase.points, row, big])[..., part].transpose(0, 2, 1),
-                          _rows(small_values[phase.points, small]), out=values)
+                np.matmul(_stack(big_values[phase.points, row, big])[..., part].transpose(0, 2, 1),
+                          _stack(small_values[phase.points, small]), out=values)
                 add_product(phase.G.T, _flat(values), _flat(out), add)
 
         parallel(work, list(product(form.phases, split(dw.shape[2], CHANNELS))))
 
 
-def _weights(w, phase):
-    """G w (points, I, O) of w (taps, I, O)."""
-    taps = scratch("taps", w.shape, w.dtype)
-    np.copyto(taps, w)
-    weights = scratch("weights", (len(phase.G), *w.shape[1:]), w.dtype)
-    np.matmul(phase.G, _flat(taps), out=_flat(weights))
+def _weights(w, G):
+    """G w (I, O) at one point, of w (taps, I, O)."""
+    weights = scratch("weights", w.shape[1:], w.dtype)
+    np.matmul(G, _flat(w), out=weights.reshape(-1))
     return weights
 
 
@@ -166,14 +162,19 @@ def _flat(x):
     return x.reshape(len(x), -1)
 
 
-def _rows(x):
+def _pixels(x):
+    """x (rows, tiles, n, C) as a matrix (pixels, C)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _stack(x):
     """x (points, rows, tiles, n, C) as matrices (points, pixels, C)."""
     return x.reshape(len(x), -1, x.shape[-1])
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of columns: its place among the points, its taps (a slice of w's), its G and B, its tiles' big columns."""
+    """A phase of columns: its place among the points, its taps (a slice of w), its G and B, its tiles' big columns."""
 
     points: slice
     taps: slice
@@ -191,6 +192,11 @@ class Form:
     phases: list
     S: np.ndarray
     small: list
+
+    @property
+    def points(self):
+        """What a product needs to know of its point: (its index, the taps of its phase, its row of G)."""
+        return [(phase.points.start + i, phase.taps, row) for phase in self.phases for i, row in enumerate(phase.G)]
 
     def small_shape(self, images, channels):
         return len(self.S), self.g.out_height, self.tiles, images.stop - images.start, channels
