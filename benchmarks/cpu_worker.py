@@ -129,7 +129,7 @@ class Parts:
             def matmul(self, *args, **options):
                 start = time.thread_time()
                 result = np.matmul(*args, **options)
-                kind = matrices if result.ndim == 2 else "matrix products"
+                kind = matrices if result.ndim < 3 else "matrix products"
                 parts._products.append((kind, time.thread_time() - start))
                 return result
 

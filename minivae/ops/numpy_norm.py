@@ -44,13 +44,12 @@ def batch_norm(x, moments, gamma, beta, slope, y, moving=None, decay=1):
     Given `moving` (2, C) it does moving_average(moving, moments, decay) too: on a GPU that saves a launch.
     """
     wide, out = _wide(x, x.shape[-1]), _wide(y, x.shape[-1])
-    mean, scale, beta = _tile(moments[0], wide), _tile(gamma * _rstd(moments), wide), _tile(beta, wide)
+    scale = gamma * _rstd(moments)
+    scale, offset = _tile(scale, wide), _tile(beta - moments[0] * scale, wide)
 
     def work(piece):
-        u = out[piece]
-        np.subtract(wide[piece], mean, out=u)
-        np.multiply(u, scale, out=u)
-        np.add(u, beta, out=u)
+        u = np.multiply(wide[piece], scale, out=out[piece])
+        np.add(u, offset, out=u)
         if slope != 1:
             np.maximum(u, np.multiply(u, slope, out=scratch("slope", u.shape, x.dtype)), out=u)
 
@@ -86,16 +85,16 @@ def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
     dbeta[...] = sums.sum(0)
     dgamma[...] = dots.sum(0) * rstd
     rows = x.size // c
-    by_x = _tile(-gamma * rstd**2 * dgamma / rows, wide)  # dx = scale g + by_x (x - mean) + constant
-    constant = _tile(-gamma * rstd * dbeta / rows, wide)
+    by_x = -gamma * rstd**2 * dgamma / rows  # dx = scale g + by_x x + constant
+    constant = _tile(-gamma * rstd * dbeta / rows - by_x * moments[0], wide)
+    by_x = _tile(by_x, wide)
 
     def finish(piece):
         g = out[piece]
         np.multiply(g, scale, out=g)
         if train:
-            term = np.subtract(wide[piece], mean, out=scratch("centred", g.shape, x.dtype))
-            np.add(np.multiply(term, by_x, out=term), constant, out=term)
-            np.add(g, term, out=g)
+            np.add(g, constant, out=g)
+            np.add(g, np.multiply(wide[piece], by_x, out=scratch("centred", g.shape, x.dtype)), out=g)
 
     parallel(finish, pieces)
 
