@@ -62,4 +62,4 @@ def test_the_digits_that_it_costs(rng):
     exact = three(numpy_conv, *(array.astype(np.float64) for array in rounded), g)
     for found, expected in zip(three(numpy_toom_cook, *rounded, g), exact, strict=True):
         error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-        assert error < 3e-6, error
+        assert error < 1e-6, error

@@ -12,10 +12,10 @@ Each convolution is this form's derivative in one of its three arguments, so the
     conv: s = S^T ((B b) (G w))      conv_dx: b = B^T ((S s) (G w))      conv_dw: w = G^T ((S s) (B b))
 
 with channels the product at a point is a matrix product. At stride s every s-th tap meets every s-th big column: a
-phase. A 5 x 5 kernel of stride 2 takes 5 + 6 products for a tile and a row of the kernel, not 20. Rows are those of
-numpy_conv, one row of the kernel after the other: the form in both directions would need fewer products still, but of
+phase. A 5 x 5 kernel of stride 2 takes 5 + 6 products for a tile and a row of the kernel, not 20. Rows are the
+image's own, one row of the kernel after the other: in both directions the form needs fewer products still, but of
 matrices so small, and of so many weights, that they take longer. Values of both signs cancel, which costs digits: in
-float32 the relative error is about 1e-6 where it was 3e-7.
+float32 the relative error is below 1e-6 where it was 3e-7.
 Source: Toom (1963), Cook (1966); for networks Lavin and Gray, arXiv 1509.09308.
 """
 
