@@ -49,7 +49,10 @@ def state(trainer):
 
 
 def compare(dtype, widths, steps, tolerance, reference=numpy_ops, **changes):
-    """Every array, in its Frobenius norm."""
+    """Every array, in its Frobenius norm; in float32 all but the weights, for which Adam's m and v speak.
+
+    Adam's first update moves a weight by lr, up or down, however small its gradient: by rounding alone if that is 0.
+    """
     found = []
     for ops in (reference, cuda_ops):
         t = Trainer(config(**changes), dataset(), ops, dtype, widths)
@@ -57,7 +60,9 @@ def compare(dtype, widths, steps, tolerance, reference=numpy_ops, **changes):
         for _ in range(steps):
             t.step()
         found.append(state(t) | {"test losses": t.test_losses()})
-    for name, expected in found[0].items():
+    weights = {p.name for p in t.vae.params.trained} if dtype == np.float32 else set()
+    for name in found[0].keys() - weights:
+        expected = found[0][name]
         error, size = np.linalg.norm(found[1][name] - expected), np.linalg.norm(expected)
         assert error <= tolerance * max(size, 1e-3), f"{name}: {error / size}"
 
@@ -70,12 +75,12 @@ def test_three_updates_are_numpy_s(kl, sigma):
 
 
 @pytest.mark.parametrize("widths", [ODD, EVEN], ids=["odd", "even"])
-@pytest.mark.parametrize("precision, reference, tolerance", [("fp32", numpy_ops, 2e-5), ("tf32", Rounded(), 5e-4)],
+@pytest.mark.parametrize("precision, reference, tolerance", [("fp32", numpy_ops, 2e-5), ("tf32", Rounded(), 3e-3)],
                          ids=["fp32", "tf32"])
 def test_the_first_update_in_float32(widths, precision, reference, tolerance, monkeypatch):
     """Sums come in another order: 1e-5 of an array's norm at most. In tf32 that changes the last of a few factors' 11
-    bits as well: 1e-4 measured. Products that round nothing are 1e-3 away, and up to 6e-2 where the leaky ReLU of a
-    unit near 0 takes its other slope; against them the tolerance would have to allow for that.
+    bits as well: 1e-4 to 1e-3 measured. Products that round nothing are up to 6e-2 away, where the leaky ReLU of a unit
+    near 0 takes its other slope; against them the tolerance would have to allow for that.
     """
     monkeypatch.setattr(cuda_module, "precision", precision)
     compare(np.float32, widths, 1, tolerance, reference)
