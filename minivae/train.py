@@ -43,7 +43,7 @@ class Trainer:
             updates = max(1, min(updates, PART // (n * math.prod(config.shape))))
             self.index = xp.arange(updates * n, dtype=np.int32).reshape(updates, n)
             self.device_images = self.changing = xp.zeros((updates * n, *config.shape), np.uint8)
-            make = lambda window: self.images[self.draw_batches(window).reshape(-1)]  # noqa: E731
+            make = self.draw_images
         else:
             self.index = self.changing = xp.zeros((updates, n), np.int32)
             self.device_images = xp.asarray(self.images)
@@ -87,6 +87,9 @@ class Trainer:
         steps = range(window * len(self.index), (window + 1) * len(self.index))
         n, population = self.config.batch_size, len(self.images)
         return np.stack([choose(self.config.seed, STREAMS["batch"], t, n, population) for t in steps])
+
+    def draw_images(self, window):
+        return self.images[self.draw_batches(window).reshape(-1)]
 
     def start_over(self):
         """As before the first update."""
