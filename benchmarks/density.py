@@ -50,7 +50,7 @@ def rows(results):
         lines.append(line(r, f"VAE, sigma {r['sigma']}", r["updates"], {
             "images": f"{r['elbo']['images']}, {r['ais']['images']}*", "ELBO": nats(r["elbo"]), "IWAE": nats(r["iwae"]),
             "bits/dim": f"≤ {bits(r['elbo'])}", "ELBO*": nats(r["same_elbo"]), "AIS*": nats(r["ais"]),
-            "BDMC gap*": f"{r['gap']:.2f}", "bits/dim*": f"≤ {bits(r['ais'])}"}))
+            "BDMC gap*": f"{r['gap']:z.2f}", "bits/dim*": f"≤ {bits(r['ais'])}"}))
         if refitted := r["refitted_sigma"]:
             lines.append(line(r, f"the same with sigma {refitted['sigma']:.3f}", r["updates"], {
                 "images": str(r["elbo"]["images"]), "ELBO": f"{refitted['elbo']:.1f}",

@@ -213,11 +213,11 @@ def print_card(card):
     print(f"  AIS: {c['ais_chains']} chains of {c['ais_steps']} temperatures, acceptance {ais['acceptance']:.2f}; "
           f"effective sample size {ais['ess']:.1f} of {c['ais_chains']}, naive Monte Carlo's {ais['naive_ess']:.1f} "
           f"of {NAIVE}")
-    print(f"  log-likelihood - ELBO = {gap['total']:.2f} = approximation {gap['approximation']:.2f} + amortization "
+    print(f"  log-likelihood - ELBO = {gap['total']:.2f} = approximation {gap['approximation']:z.2f} + amortization "
           f"{gap['amortization']:.2f}")
     print(f"\n{ends['lower']['images']} images simulated from the model: the error of AIS with these settings")
     print_rows({"log-likelihood by AIS": ends["lower"], "log-likelihood by reverse AIS": ends["upper"]})
-    print(f"  gap {ends['gap']:.2f} nats, of one image at most {ends['largest_gap']:.2f}; acceptance "
+    print(f"  gap {ends['gap']:z.2f} nats, of one image at most {ends['largest_gap']:.2f}; acceptance "
           f"{ends['acceptance']:.2f}, effective sample size {ends['ess']:.1f} of {c['ais_chains']}")
     print(f"\nlatents, {sum(latents['active'])} of {len(latents['active'])} active")
     print("  KL(q(z|x) || p(z)) in nats:", *(f"{kl:.2f}" for kl in latents["kl"]))
