@@ -44,8 +44,7 @@ def batch_norm(x, moments, gamma, beta, slope, y, moving=None, decay=1):
     Given `moving` (2, C) it does moving_average(moving, moments, decay) too: on a GPU that saves a launch.
     """
     wide, out = _wide(x, x.shape[-1]), _wide(y, x.shape[-1])
-    scale = gamma * _rstd(moments)
-    scale, offset = _tile(scale, wide), _tile(beta - moments[0] * scale, wide)
+    scale, offset = _scale_and_offset(moments, gamma, beta, wide)
 
     def work(piece):
         u = np.multiply(wide[piece], scale, out=out[piece])
@@ -68,14 +67,14 @@ def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
     c = x.shape[-1]
     wide, given, out = _wide(x, c), _wide(dy, c), _wide(dx, c)
     pieces, rstd = _pieces(wide), _rstd(moments)
-    mean, scale, offset = _tile(moments[0], wide), _tile(gamma * rstd, wide), _tile(beta, wide)
+    mean, (scale, offset) = _tile(moments[0], wide), _scale_and_offset(moments, gamma, beta, wide)
     sums, dots = np.empty((2, len(pieces), c), x.dtype)
 
     def reduce(i):
         g, shape = out[pieces[i]], out[pieces[i]].shape
         centred = np.subtract(wide[pieces[i]], mean, out=scratch("centred", shape, x.dtype))
         if slope != 1:
-            u = np.multiply(centred, scale, out=scratch("u", shape, x.dtype))
+            u = np.multiply(wide[pieces[i]], scale, out=scratch("u", shape, x.dtype))
             np.multiply(given[pieces[i]], _leaky_slope(np.add(u, offset, out=u), slope), out=g)
         elif out is not given:
             np.copyto(g, given[pieces[i]])
@@ -118,6 +117,12 @@ def _leaky_slope(u, slope):
 
 def _rstd(moments):
     return 1 / np.sqrt(moments[1] + moments.dtype.type(BN_EPS))
+
+
+def _scale_and_offset(moments, gamma, beta, wide):
+    """u = scale x + offset, forward and backward alike: a u near 0 has the same sign in both."""
+    scale = gamma * _rstd(moments)
+    return _tile(scale, wide), _tile(beta - moments[0] * scale, wide)
 
 
 def _wide(x, c):
