@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
 
+from minivae.ops import threads
 from minivae.ops.geometry import Geometry
 
 golden = np.load(GOLDEN / "ops.npz")
@@ -211,6 +213,21 @@ def test_record(ops):
     ops.record(np.array([1.0, 3.0]), np.array([10.0, 20.0]), t, history)
     np.testing.assert_array_equal(history, [[0, 0], [2, 15], [0, 0]])
     assert t == 5
+
+
+def test_every_task_is_done_once_and_no_error_is_lost():
+    done = []
+    threads.parallel(lambda task: (time.sleep(1e-4), done.append(task)), range(50))
+    assert sorted(done) == list(range(50))
+    for bad in range(6):
+
+        def work(task, bad=bad):
+            time.sleep(1e-3)
+            if task == bad:
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            threads.parallel(work, range(6))
 
 
 STEP = """

