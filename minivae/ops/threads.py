@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 CORES = max((lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"), default=os.cpu_count())
 threadpool_limits(1, user_api="blas")
 
-_calls = SimpleQueue()  # (function, where to say that it is done): of a step's time 5 % less than ThreadPoolExecutor's
+_calls = SimpleQueue()  # (function, where to say that it is done): wakes a thread sooner than ThreadPoolExecutor
 _local = threading.local()
 
 
@@ -50,8 +50,11 @@ def parallel(work, tasks):
     done, helpers = SimpleQueue(), min(CORES, len(tasks)) - 1
     for _ in range(helpers):
         _calls.put((drain, done))
-    drain()
-    for error in [done.get() for _ in range(helpers)]:
+    try:
+        drain()
+    finally:  # after an error too nobody writes to the arrays any more
+        errors = [done.get() for _ in range(helpers)]
+    for error in errors:
         if error:
             raise error
 
