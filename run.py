@@ -143,7 +143,7 @@ def operations(args):
 
 def load_data(source):
     """The data set, its notes printed. A path is looked at as the user gave it, then kept absolute."""
-    from minivae import data
+    from minivae.images import data
 
     dataset = data.load(source, DATA)
     for note in dataset.notes:
@@ -153,9 +153,9 @@ def load_data(source):
 
 def train(args):
     ops = operations(args)
-    from minivae.runs import Config, Run
-    from minivae.train import Trainer
-    from minivae.train import train as train_run
+    from minivae.training.loop import Trainer
+    from minivae.training.loop import train as train_run
+    from minivae.training.runs import Config, Run
 
     source = args.data if args.data in SOURCES else str(Path(args.data).resolve())
     dataset = load_data(source)
@@ -173,10 +173,10 @@ def train(args):
 
 def resume(args):
     ops = operations(args)
-    from minivae import checkpoint
-    from minivae.runs import Run
-    from minivae.train import Trainer
-    from minivae.train import train as train_run
+    from minivae.training import checkpoint
+    from minivae.training.loop import Trainer
+    from minivae.training.loop import train as train_run
+    from minivae.training.runs import Run
 
     run = Run.open(args.run)
     run.lock()
@@ -212,8 +212,8 @@ def matching_data(run):
 def open_model(args):
     """The run and its trained model."""
     ops = operations(args)
-    from minivae import checkpoint
-    from minivae.runs import Run
+    from minivae.training import checkpoint
+    from minivae.training.runs import Run
     from minivae.vae import VAE
 
     run = Run.open(args.run)
@@ -224,7 +224,7 @@ def open_model(args):
 
 def sample(args):
     run, vae = open_model(args)
-    from minivae import figures
+    from minivae.training import figures
 
     figures.draw_samples(run / "samples.png", vae, args.count, args.seed)
     print_pictures(run, "samples.png")
@@ -232,8 +232,8 @@ def sample(args):
 
 def reconstruct(args):
     run, vae = open_model(args)
-    from minivae import figures
-    from minivae.train import test_subset
+    from minivae.training import figures
+    from minivae.training.loop import test_subset
 
     figures.draw_reconstructions(run / "reconstructions.png", vae, test_subset(matching_data(run).test.images))
     print_pictures(run, "reconstructions.png")
@@ -241,8 +241,8 @@ def reconstruct(args):
 
 def interpolate(args):
     run, vae = open_model(args)
-    from minivae import figures
-    from minivae.train import test_subset
+    from minivae.training import figures
+    from minivae.training.loop import test_subset
 
     figures.draw_interpolation(run / "interpolation.png", vae, test_subset(matching_data(run).test.images))
     print_pictures(run, "interpolation.png")
@@ -250,9 +250,10 @@ def interpolate(args):
 
 def evaluate(args):
     ops = operations(args)
-    from minivae import card, checkpoint
-    from minivae.runs import Run
-    from minivae.train import Trainer
+    from minivae.density import card
+    from minivae.training import checkpoint
+    from minivae.training.loop import Trainer
+    from minivae.training.runs import Run
 
     run = Run.open(args.run)
     dataset = matching_data(run)

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from readme import table, write_between
 
-from minivae.card import named_sigma
-from minivae.runs import Run
+from minivae.density.card import named_sigma
+from minivae.training.runs import Run
 
 RESULTS = Path(__file__).parent / "results" / "density.json"
 HEADER = ["data", "p(x)", "updates", "images", "exact", "ELBO", "IWAE", "bits/dim", "ELBO*", "AIS*", "BDMC gap*",

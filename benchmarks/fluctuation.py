@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from readme import table, write_between
 
-from minivae import checkpoint, data
+from minivae.images import data
 from minivae.ops import numpy_ops
-from minivae.runs import Run
-from minivae.train import Trainer
+from minivae.training import checkpoint
+from minivae.training.loop import Trainer
+from minivae.training.runs import Run
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 RESULTS = Path(__file__).parent / "results" / "fluctuation.json"

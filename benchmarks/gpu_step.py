@@ -25,10 +25,10 @@ import roofline
 from gpu_report import COLUMNS, report
 from readme import write_between
 
-from minivae.data import Dataset, Split
 from minivae.errors import UserError
-from minivae.runs import Config
-from minivae.train import Trainer
+from minivae.images.data import Dataset, Split
+from minivae.training.loop import Trainer
+from minivae.training.runs import Config
 from minivae.vae import VAE
 
 RESULTS = Path(__file__).parent / "results"

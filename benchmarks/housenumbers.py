@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from readme import table
 
-from minivae import data, figures, housenumbers
+from minivae.images import data, housenumbers
+from minivae.training import figures
 
 COUNT = 4000
 STATISTICS = {  # of x (N, 32, 32, 3) in [0, 1] and its grey values g

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from minivae import data, stream
+from minivae.images import data, stream
 from minivae.ops import numpy_ops
-from minivae.runs import Config
-from minivae.train import Trainer
+from minivae.training.loop import Trainer
+from minivae.training.runs import Config
 
 FOLDER = Path(__file__).resolve().parent.parent / "data"
 

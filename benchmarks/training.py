@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from readme import table, write_between
 
-from minivae.runs import Run
+from minivae.training.runs import Run
 
 SHOWN = 1000, 2000  # updates
 RESULTS = Path(__file__).parent / "results" / "training.json"

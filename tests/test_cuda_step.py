@@ -9,13 +9,16 @@ from emulator import device, emulator
 from rounded import Rounded
 from test_train import config, dataset, trainer
 
-from minivae import card, checkpoint, density, figures, gradcheck, stream
-from minivae.data import load, write_hdf5
+from minivae import gradcheck
+from minivae.density import card, estimates
 from minivae.errors import UserError
+from minivae.images import stream
+from minivae.images.data import load, write_hdf5
 from minivae.ops import cuda_module, cuda_ops, numpy_ops
 from minivae.ops.cuda_module import address
-from minivae.runs import Run
-from minivae.train import Trainer, train
+from minivae.training import checkpoint, figures
+from minivae.training.loop import Trainer, train
+from minivae.training.runs import Run
 from minivae.vae import VAE, Widths
 
 SIGMAS = ["1", "0.3", "optimal", "learned", "pixel"]
@@ -160,7 +163,7 @@ def test_a_checkpoint_crosses_devices(tmp_path, first, second):
 
 def test_pictures_and_the_density_card(tmp_path, monkeypatch):
     """The rest of the commands, once each: they keep host and device apart."""
-    monkeypatch.setattr(density, "FIT_STEPS", 2)
+    monkeypatch.setattr(estimates, "FIT_STEPS", 2)
     monkeypatch.setattr(card, "NAIVE", 2)
     monkeypatch.setattr(card, "draw", lambda *_: None)  # works on the host, and slowly
     run, t = Run.create(tmp_path / "run", "x", config(steps=1)), trainer(cuda_ops, np.float32, sigma="pixel")

@@ -17,8 +17,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from minivae import data, readers
 from minivae.errors import UserError
+from minivae.images import data, readers
 
 
 @pytest.fixture

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from minivae import baselines, card, density
-from minivae.data import Dataset, Split
-from minivae.density import Model, Noise
+from minivae.density import baselines, card, estimates
+from minivae.density.estimates import Model, Noise
 from minivae.errors import UserError
+from minivae.images.data import Dataset, Split
 from minivae.ops import cuda_ops, numpy_ops
-from minivae.runs import Config, Run
-from minivae.train import Trainer
+from minivae.training.loop import Trainer
+from minivae.training.runs import Config, Run
 from minivae.vae import VAE, Widths
 
 SMALL = Widths((4, 5, 6), 9, (6, 5, 4))
 
 
 class LinearGaussian:
-    """x = w z + 0.5 noise: p(x) and p(z|x) are normal. Everything that density.Model has, in closed form."""
+    """x = w z + 0.5 noise: p(x) and p(z|x) are normal. Everything that estimates.Model has, in closed form."""
 
     def __init__(self, rng, size=12, latent=3, sigma=0.5):
         self.w, self.sigma = rng.standard_normal((latent, size)), sigma
@@ -69,7 +69,7 @@ def cubature(latent, n):
 def test_three_forms_of_the_bound(linear):
     """E ln p(x,z)/q = E ln p(x|z) - KL(q || p(z)) = ln p(x) - KL(q || p(z|x)), with no sampling error at all."""
     model, x, mean, var = linear
-    log_likelihood, kl, log_w = density.elbo(model, x, mean, var, cubature(3, 6))
+    log_likelihood, kl, log_w = estimates.elbo(model, x, mean, var, cubature(3, 6))
     exact = [kl_normal(m, np.diag(v), c, model.covariance)
              for m, v, c in zip(mean, var, model.posterior(x), strict=True)]
     np.testing.assert_allclose(log_likelihood - kl, log_w.mean(0), rtol=1e-10)
@@ -79,12 +79,12 @@ def test_three_forms_of_the_bound(linear):
 
 def test_importance_bound_rises_to_the_truth(linear):
     model, x, mean, var = linear
-    log_w = density.importance(model, x, mean, 2 * var, 8000, Noise(0, 1), "IWAE")  # wide enough: bounded weights
-    bounds = [density.log_mean_exp(log_w.reshape(k, -1)).mean() for k in (1, 20, 1000)]
+    log_w = estimates.importance(model, x, mean, 2 * var, 8000, Noise(0, 1), "IWAE")  # wide enough: bounded weights
+    bounds = [estimates.log_mean_exp(log_w.reshape(k, -1)).mean() for k in (1, 20, 1000)]
     truth = model.log_p(x)
     assert bounds[0] < bounds[1] - 0.1 and bounds[1] < bounds[2] < truth.mean() + 0.005
-    np.testing.assert_allclose(density.log_mean_exp(log_w), truth, atol=0.05)
-    assert (density.effective_samples(log_w) > 1000).all()
+    np.testing.assert_allclose(estimates.log_mean_exp(log_w), truth, atol=0.05)
+    assert (estimates.effective_samples(log_w) > 1000).all()
 
 
 def test_the_true_posterior_needs_one_sample(rng):
@@ -92,22 +92,22 @@ def test_the_true_posterior_needs_one_sample(rng):
     model = LinearGaussian(rng, latent=1)
     x = model.simulate(rng.standard_normal((4, 1)), Noise(3, 9))
     var = np.full((4, 1), model.covariance[0, 0])
-    log_w = density.importance(model, x, model.posterior(x), var, 5, Noise(0, 1), "")
+    log_w = estimates.importance(model, x, model.posterior(x), var, 5, Noise(0, 1), "")
     np.testing.assert_allclose(log_w, np.tile(model.log_p(x), (5, 1)), rtol=1e-12)
-    np.testing.assert_allclose(density.effective_samples(log_w), 5)
+    np.testing.assert_allclose(estimates.effective_samples(log_w), 5)
 
 
 def test_weights_far_apart_stay_finite():
-    np.testing.assert_allclose(density.log_mean_exp(np.array([[-1e5], [-1e5 - 800]])), [-1e5 - np.log(2)])
-    assert density.effective_samples(np.array([[0.0, 3], [-1e5, 3]])).tolist() == [1, 2]
+    np.testing.assert_allclose(estimates.log_mean_exp(np.array([[-1e5], [-1e5 - 800]])), [-1e5 - np.log(2)])
+    assert estimates.effective_samples(np.array([[0.0, 3], [-1e5, 3]])).tolist() == [1, 2]
 
 
 def test_naive_monte_carlo_is_far_below(rng):
     model = LinearGaussian(rng, size=40, latent=6, sigma=0.1)
     x = model.simulate(rng.standard_normal((6, 6)), Noise(3, 9))
-    log_w = density.importance(model, x, np.zeros((6, 6)), np.ones((6, 6)), 1000, Noise(0, 1), "")
-    assert (density.log_mean_exp(log_w) < model.log_p(x) - 20).all()
-    assert (density.effective_samples(log_w) < 5).all()
+    log_w = estimates.importance(model, x, np.zeros((6, 6)), np.ones((6, 6)), 1000, Noise(0, 1), "")
+    assert (estimates.log_mean_exp(log_w) < model.log_p(x) - 20).all()
+    assert (estimates.effective_samples(log_w) < 5).all()
 
 
 @pytest.mark.parametrize("base", ["q", "prior"])
@@ -117,20 +117,20 @@ def test_ais_finds_the_truth_inside_its_sandwich(rng, base):
     mean, var = np.zeros((6, 2)), np.ones((6, 2))
     if base == "q":  # as wrong as an encoder's
         mean, var = model.posterior(x) + 0.1, np.tile(0.5 * np.diag(model.covariance), (6, 1))
-    found = density.anneal(model, x, mean, var, 500, 100, Noise(0, 2), z)
-    lower, upper = density.log_mean_exp(found["log_w"]), -density.log_mean_exp(found["reverse_log_w"])
+    found = estimates.anneal(model, x, mean, var, 500, 100, Noise(0, 2), z)
+    lower, upper = estimates.log_mean_exp(found["log_w"]), -estimates.log_mean_exp(found["reverse_log_w"])
     np.testing.assert_allclose(lower, model.log_p(x), atol=0.05)
     np.testing.assert_allclose(upper, model.log_p(x), atol=0.05)
-    assert found["acceptance"].mean() == pytest.approx(density.ACCEPTANCE, abs=0.08)
-    assert (density.effective_samples(found["log_w"]) > 100).all()
+    assert found["acceptance"].mean() == pytest.approx(estimates.ACCEPTANCE, abs=0.08)
+    assert (estimates.effective_samples(found["log_w"]) > 100).all()
 
 
 def test_short_ais_is_sandwiched(rng):
     """Few temperatures from the prior: far off, and the two bounds say so without being told the truth."""
     model, z = LinearGaussian(rng, size=40, latent=6, sigma=0.1), rng.standard_normal((6, 6))
     x = model.simulate(z, Noise(3, 9))
-    found = density.anneal(model, x, np.zeros((6, 6)), np.ones((6, 6)), 8, 15, Noise(0, 2), z)
-    lower, upper = density.log_mean_exp(found["log_w"]), -density.log_mean_exp(found["reverse_log_w"])
+    found = estimates.anneal(model, x, np.zeros((6, 6)), np.ones((6, 6)), 8, 15, Noise(0, 2), z)
+    lower, upper = estimates.log_mean_exp(found["log_w"]), -estimates.log_mean_exp(found["reverse_log_w"])
     assert (lower < model.log_p(x) - 0.5).all() and (upper > model.log_p(x) + 0.5).all()
 
 
@@ -151,7 +151,7 @@ def test_the_weights_are_unbiased_however_few_the_transitions(rng, reverse):
         z = mean + np.sqrt(var) * draws
     step = np.array([[0.9, 1.1], [0.7, 1.2]])
     kept = step.copy()
-    log_w, accepted = density.ais(model, x, z, mean, var, betas, step, Noise(0, 2))
+    log_w, accepted = estimates.ais(model, x, z, mean, var, betas, step, Noise(0, 2))
     ratio = np.exp(log_w + (1 if reverse else -1) * model.log_p(x))
     error = ratio.std(0) / len(ratio) ** 0.5
     assert error.max() < 0.01 and ratio.std(0).min() > 0.1  # precise, and not precise for want of anything to do
@@ -163,14 +163,14 @@ def test_the_weights_are_unbiased_however_few_the_transitions(rng, reverse):
 def test_reverse_ais_mirrors_the_forward_run(linear, monkeypatch):
     """The same temperatures with the same steps, in the opposite order."""
     model, x, mean, var = linear
-    runs, transition = [], density.hamiltonian
+    runs, transition = [], estimates.hamiltonian
 
     def recorded(model, x, state, mean, var, beta, step, noise):
         runs.append((len(state[1]), beta, step))
         return transition(model, x, state, mean, var, beta, step, noise)
 
-    monkeypatch.setattr(density, "hamiltonian", recorded)
-    density.anneal(model, x, mean, var, 8, 5, Noise(0, 2), model.posterior(x))
+    monkeypatch.setattr(estimates, "hamiltonian", recorded)
+    estimates.anneal(model, x, mean, var, 8, 5, Noise(0, 2), model.posterior(x))
     assert [chains for chains, _, _ in runs] == [2] * 5 + [8] * 10
     forward, reverse = runs[5:10], runs[:9:-1]
     for (_, beta, step), (_, other_beta, other_step) in zip(forward, reverse, strict=True):
@@ -190,7 +190,7 @@ def test_a_trajectory_that_leaves_the_numbers_is_rejected(rng):
     model = Cliff(rng)
     x, z = model.simulate(np.zeros((4, 3)), Noise(3, 9)), np.zeros((2, 4, 3))
     state = z, *model.log_likelihood(x, z, gradient=True)
-    moved, rate = density.hamiltonian(model, x, state, z[0], z[0] + 1, 1.0, np.full((4, 3), 50.0), Noise(0, 2))
+    moved, rate = estimates.hamiltonian(model, x, state, z[0], z[0] + 1, 1.0, np.full((4, 3), 50.0), Noise(0, 2))
     assert (rate == 0).all()
     for new, old in zip(moved, state, strict=True):
         np.testing.assert_array_equal(new, old)
@@ -204,7 +204,7 @@ def test_hamiltonian_transition_leaves_its_density_alone(rng):
     base, step = (np.full((1, 3), 0.3), np.full((1, 3), 2.0)), 1.4 * np.diag(model.covariance)[None] ** 0.5
     state, rates, noise = (z, *model.log_likelihood(x, z, gradient=True)), [], Noise(0, 4)
     for _ in range(3):
-        state, rate = density.hamiltonian(model, x, state, *base, 1.0, step, noise)
+        state, rate = estimates.hamiltonian(model, x, state, *base, 1.0, step, noise)
         rates.append(rate.mean())
     assert 0.1 < np.mean(rates) < 0.9
     white = (state[0][:, 0] - model.posterior(x)) @ np.linalg.inv(np.linalg.cholesky(model.covariance)).T
@@ -219,12 +219,13 @@ def test_a_fine_trajectory_keeps_its_energy(rng, beta):
     model, z = LinearGaussian(rng, sigma=2), 3 + rng.standard_normal((50, 6, 3))
     x = model.simulate(z[0], Noise(3, 9))
     state, step = (z, *model.log_likelihood(x, z, gradient=True)), np.full((6, 3), 0.01)
-    rate = density.hamiltonian(model, x, state, np.full((6, 3), -1.0), np.full((6, 3), 0.5), beta, step, Noise(0, 4))[1]
+    base = np.full((6, 3), -1.0), np.full((6, 3), 0.5)
+    rate = estimates.hamiltonian(model, x, state, *base, beta, step, Noise(0, 4))[1]
     assert rate.min() > 0.99
 
 
 def test_temperatures():
-    betas = density.temperatures(10)
+    betas = estimates.temperatures(10)
     assert len(betas) == 11 and np.diff(betas)[[0, -1]].max() < np.diff(betas)[5] / 5
     assert betas[0] == 0 and betas[-1] == 1 and (np.diff(betas) > 0).all()
 
@@ -241,7 +242,7 @@ def test_fit_finds_the_best_diagonal_gaussian(rng):
         return np.mean([kl_normal(m, np.diag(v), t, model.covariance) - kl_normal(t, np.diag(b), t, model.covariance)
                         for m, v, t, b in zip(mean, var, truth, best, strict=True)])
 
-    fitted = density.fit_posterior(model, x, mean, var, Noise(0, 5))
+    fitted = estimates.fit_posterior(model, x, mean, var, Noise(0, 5))
     assert excess(mean, var) > 3 and excess(*fitted) < 0.03
     np.testing.assert_allclose(fitted[0], truth, atol=0.15)
     np.testing.assert_allclose(fitted[1].mean(0), best[0], rtol=0.1)
@@ -252,12 +253,12 @@ def test_latent_summaries(rng):
     mean = rng.standard_normal((800, 2))
     mean = (mean - mean.mean(0)) / mean.std(0) * [0.7**0.5, 0.01]  # these moments to the last digit
     var = np.tile([0.3, 1.0], (800, 1))
-    assert density.active_units(mean).tolist() == [True, False]
-    lower, upper = density.aggregate_kl(mean, var, Noise(0, 6))
+    assert estimates.active_units(mean).tolist() == [True, False]
+    lower, upper = estimates.aggregate_kl(mean, var, Noise(0, 6))
     np.testing.assert_allclose([lower, upper], 0, atol=0.03)
-    shifted = density.aggregate_kl(mean + [2, 0], var, Noise(0, 6))
+    shifted = estimates.aggregate_kl(mean + [2, 0], var, Noise(0, 6))
     np.testing.assert_allclose(shifted, 2, atol=0.1)  # |shift|^2 / 2
-    kl = density.kl_per_latent(np.array([[1.0, 0]]), np.array([[1.0, 4]]))
+    kl = estimates.kl_per_latent(np.array([[1.0, 0]]), np.array([[1.0, 4]]))
     np.testing.assert_allclose(kl, [[0.5, (4 - 1 - np.log(4)) / 2]])
 
 
@@ -266,11 +267,11 @@ def test_full_gaussian(rng, monkeypatch):
     monkeypatch.setattr(baselines, "BLOCK", 700)  # several blocks, the last one shorter
     axes = rng.standard_normal((12, 12)) * 8
     x = (120 + rng.standard_normal((5000, 12)) @ axes).clip(0, 255).round().astype(np.uint8).reshape(-1, 2, 2, 3)
-    gaussian, test = baselines.FullGaussian(x[:4000]), density.scaled(x[4000:])
+    gaussian, test = baselines.FullGaussian(x[:4000]), estimates.scaled(x[4000:])
     flat, covariance = test.reshape(-1, 12), gaussian.root @ gaussian.root.T
     expected = stats.multivariate_normal(gaussian.mean, covariance).logpdf(flat)
     np.testing.assert_allclose(gaussian.log_density(test), expected, rtol=1e-8)
-    fitted = density.scaled(x[:4000].reshape(-1, 12)[np.arange(4000) % 10 > 0])
+    fitted = estimates.scaled(x[:4000].reshape(-1, 12)[np.arange(4000) % 10 > 0])
     ridge = covariance - np.cov(fitted.T, bias=True)
     np.testing.assert_allclose(ridge, ridge[0, 0] * np.eye(12), atol=1e-10)
     assert 0 < ridge[0, 0] < 1e-4  # a few grey levels' variance: so many images of so few pixels need no more
@@ -281,16 +282,16 @@ def test_full_gaussian(rng, monkeypatch):
 def test_the_full_gaussians_ridge_makes_few_images_enough(rng):
     """Fewer images than pixels: the covariance has no inverse, and held-out images ask for a large ridge."""
     x = rng.integers(100, 156, (40, 4, 4, 3), np.uint8)
-    gaussian, test = baselines.FullGaussian(x), density.scaled(rng.integers(100, 156, (200, 4, 4, 3), np.uint8))
+    gaussian, test = baselines.FullGaussian(x), estimates.scaled(rng.integers(100, 156, (200, 4, 4, 3), np.uint8))
     diagonal = stats.norm.logpdf(test, gaussian.mean.reshape(4, 4, 3), test.std()).sum((1, 2, 3)).mean()
     assert gaussian.log_density(test).mean() == pytest.approx(diagonal, abs=8)
 
 
 def test_bits_of_known_densities():
     """Uniform over the 256 levels is 8 bits; and 2^-bits of the levels sums to one, as probabilities do."""
-    assert density.bits_per_dim(baselines.uniform(7), 7) == pytest.approx(8)
+    assert estimates.bits_per_dim(baselines.uniform(7), 7) == pytest.approx(8)
     levels = np.arange(-200, 456) / 127.5 - 1
-    bits = density.bits_per_dim(stats.norm.logpdf(levels, 0.1, 0.2), 1)
+    bits = estimates.bits_per_dim(stats.norm.logpdf(levels, 0.1, 0.2), 1)
     assert (2.0**-bits).sum() == pytest.approx(1, abs=1e-6)
 
 
@@ -298,8 +299,8 @@ def test_estimated_density_integrates_to_one(rng):
     model = LinearGaussian(rng, size=1, latent=2)
     grid = np.linspace(-12, 12, 401)[:, None]
     mean, var = model.posterior(grid), np.tile(2 * np.diag(model.covariance), (401, 1))
-    log_w = density.importance(model, grid, mean, var, 400, Noise(0, 1), "")
-    assert integrate.trapezoid(np.exp(density.log_mean_exp(log_w)), grid[:, 0]) == pytest.approx(1, abs=0.01)
+    log_w = estimates.importance(model, grid, mean, var, 400, Noise(0, 1), "")
+    assert integrate.trapezoid(np.exp(estimates.log_mean_exp(log_w)), grid[:, 0]) == pytest.approx(1, abs=0.01)
 
 
 # The VAE as the estimators see it
@@ -343,11 +344,11 @@ def test_decoder_density_integrates_to_one(ops, rng, sigma):
     assert integrate.trapezoid(np.exp(log_p - rest), grid) == pytest.approx(1, rel=1e-6)
 
 
-def estimates(vae, x, eps, batch):
+def all_estimates(vae, x, eps, batch):
     """Everything that runs the VAE, with an image's noise tied to the image."""
     model = Model(vae, batch)
     mean, var = model.posterior(x)
-    likelihood, kl, log_w = density.elbo(model, x, mean, var, eps)
+    likelihood, kl, log_w = estimates.elbo(model, x, mean, var, eps)
     return mean, var, likelihood, kl, log_w.T, model.log_likelihood(x, eps, gradient=True)[1].swapaxes(0, 1)
 
 
@@ -356,11 +357,11 @@ def test_neither_batch_size_nor_order_matters(ops, rng, sigma):
     """With batch norm in train mode, or sigma from the batch, both would."""
     vae, x = small_vae(ops, rng, sigma)
     eps, order, moving = rng.standard_normal((3, 7, 3)), rng.permutation(7), vae.params.moving_statistics.copy()
-    whole = estimates(vae, x, eps, 64)
+    whole = all_estimates(vae, x, eps, 64)
     for batch in (1, 2, 5, 7):
-        for mine, expected in zip(estimates(vae, x, eps, batch), whole, strict=True):
+        for mine, expected in zip(all_estimates(vae, x, eps, batch), whole, strict=True):
             np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-9)
-    for mine, expected in zip(estimates(vae, x[order], eps[:, order], 4), whole, strict=True):
+    for mine, expected in zip(all_estimates(vae, x[order], eps[:, order], 4), whole, strict=True):
         np.testing.assert_allclose(mine, expected[order], rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(vae.params.moving_statistics, moving)
 
@@ -368,20 +369,20 @@ def test_neither_batch_size_nor_order_matters(ops, rng, sigma):
 def test_ais_does_not_depend_on_the_batch_size(ops, rng):
     vae, x = small_vae(ops, rng)
     base = np.zeros((7, 3)), np.ones((7, 3))
-    found = [density.anneal(Model(vae, batch), x, *base, 4, 3, Noise(0, 1)) for batch in (5, 64)]
+    found = [estimates.anneal(Model(vae, batch), x, *base, 4, 3, Noise(0, 1)) for batch in (5, 64)]
     np.testing.assert_allclose(found[0]["log_w"], found[1]["log_w"], rtol=1e-7)
 
 
 def test_ais_sandwich_of_a_vae(ops, rng, monkeypatch):
-    monkeypatch.setattr(density, "FIT_STEPS", 50)
+    monkeypatch.setattr(estimates, "FIT_STEPS", 50)
     vae, _ = small_vae(ops, rng)
     model, z = Model(vae, 1024), rng.standard_normal((4, 3))
     x = model.simulate(z, Noise(0, 7))
-    q = density.fit_posterior(model, x, *model.posterior(x), Noise(0, 8))
-    found = density.anneal(model, x, *q, 16, 20, Noise(0, 9), z)
-    lower, upper = density.log_mean_exp(found["log_w"]), -density.log_mean_exp(found["reverse_log_w"])
-    naive = density.log_mean_exp(density.importance(model, x, 0 * z, 1 + 0 * z, 6000, Noise(0, 10), ""))
-    log_w = density.elbo(model, x, *q, rng.standard_normal((100, 4, 3)))[2]
+    q = estimates.fit_posterior(model, x, *model.posterior(x), Noise(0, 8))
+    found = estimates.anneal(model, x, *q, 16, 20, Noise(0, 9), z)
+    lower, upper = estimates.log_mean_exp(found["log_w"]), -estimates.log_mean_exp(found["reverse_log_w"])
+    naive = estimates.log_mean_exp(estimates.importance(model, x, 0 * z, 1 + 0 * z, 6000, Noise(0, 10), ""))
+    log_w = estimates.elbo(model, x, *q, rng.standard_normal((100, 4, 3)))[2]
     np.testing.assert_allclose(lower, naive, atol=0.2)  # three latents and a wide sigma: here naive sampling arrives
     np.testing.assert_allclose(upper, naive, atol=0.2)
     assert log_w.mean() < lower.mean() - 0.05
@@ -440,7 +441,7 @@ SETTINGS = {"images": 9, "importance": 20, "ais_images": 3, "ais_chains": 3, "ai
 def quick():
     """Few steps for fits of q, few draws from the prior: what a card says of a model that has learned nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(density, "FIT_STEPS", 40)
+        patch.setattr(estimates, "FIT_STEPS", 40)
         patch.setattr(card, "NAIVE", 100)
         yield
 
@@ -512,10 +513,10 @@ def test_refitted_sigma_is_the_elbo_of_a_model_with_it(carded):
     trainer, _, found, _, _ = carded
     kept = trainer.vae.likelihood.log_sigma.value.copy()
     trainer.vae.likelihood.log_sigma.value[...] = np.log(found["refitted_sigma"]["sigma"])
-    model, x = Model(trainer.vae, 4), density.scaled(trainer.test_images[:9])
+    model, x = Model(trainer.vae, 4), estimates.scaled(trainer.test_images[:9])
     mean, var = model.posterior(model.device(x))
     eps = Noise(0, 0).normal((card.DRAWS, 9, 2))
-    likelihood, kl, _ = density.elbo(model, model.device(x), mean, var, eps)
+    likelihood, kl, _ = estimates.elbo(model, model.device(x), mean, var, eps)
     trainer.vae.likelihood.log_sigma.value[...] = kept
     assert found["refitted_sigma"]["elbo"] == pytest.approx((likelihood - kl).mean(), abs=1.5)
 

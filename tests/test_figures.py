@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from minivae import figures
+from minivae.training import figures
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 100.0, "train_loss": 90.0, "train_rec": 75.0, "train_kl": 15.0}]])

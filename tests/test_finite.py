@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from test_train import config, trainer
 
-from minivae import checkpoint
 from minivae.errors import UserError
-from minivae.runs import Run
-from minivae.train import train
+from minivae.training import checkpoint
+from minivae.training.loop import train
+from minivae.training.runs import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -116,7 +116,7 @@ def test_any_logit_of_a_pixel(ops, logit, pixel):
 
 def test_any_image(ops):
     """All black, all white, and one pixel of either: variances of zero, and the largest that a batch can have."""
-    from minivae.data import Dataset, Split
+    from minivae.images.data import Dataset, Split
 
     images = np.zeros((16, 8, 8, 3), np.uint8)
     for fill in (0, 255, None):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from rounded import Rounded
 
-from minivae import checkpoint, gradcheck
-from minivae.data import Dataset, Split
+from minivae import gradcheck
 from minivae.errors import UserError
+from minivae.images.data import Dataset, Split
 from minivae.ops import cuda_module, cuda_ops, numpy_ops
-from minivae.runs import Config, Run
-from minivae.train import Trainer
+from minivae.training import checkpoint
+from minivae.training.loop import Trainer
+from minivae.training.runs import Config, Run
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parent.parent

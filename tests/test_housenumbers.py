@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minivae import data, housenumbers
+from minivae.images import data, housenumbers
 
 
 @pytest.fixture(scope="module")

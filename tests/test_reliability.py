@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from test_train import config, trainer
 
-from minivae import checkpoint, data, figures
 from minivae.errors import UserError
-from minivae.runs import Run
-from minivae.train import train
+from minivae.images import data
+from minivae.training import checkpoint, figures
+from minivae.training.loop import train
+from minivae.training.runs import Run
 
 ROOT = Path(__file__).parent.parent
 

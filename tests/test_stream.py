@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from test_train import config
 
-from minivae import card, data, stream
+from minivae.density import card
 from minivae.errors import UserError
-from minivae.train import Trainer
+from minivae.images import data, stream
+from minivae.training.loop import Trainer
 from minivae.vae import Widths
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +58,7 @@ def test_any_layout_inside_the_file(tmp_path, images, options, monkeypatch):
 @pytest.mark.parametrize("part", [2**25, 5000])
 def test_training_gives_the_same_bits(both, ops, monkeypatch, part):
     """Whatever the window; also when it starts in the middle of one, as after a resume."""
-    monkeypatch.setattr("minivae.train.PART", part)
+    monkeypatch.setattr("minivae.training.loop.PART", part)
     held, streamed = (small(d, ops) for d in both)
     for t in (held, streamed):
         for _ in range(3):

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minivae import checkpoint, train
-from minivae.data import Dataset, Split
-from minivae.runs import Config, Run
-from minivae.train import Trainer
+from minivae.images.data import Dataset, Split
+from minivae.training import checkpoint, loop
+from minivae.training.loop import Trainer
+from minivae.training.runs import Config, Run
 from minivae.vae import Widths
 
 TRACE = [49.0512498601, 46.0911752976, 48.0796871059, 48.2958781906, 48.8598821083,
@@ -96,10 +96,10 @@ def test_resuming_gives_the_same_bits(ops, tmp_path):
     """Ten updates straight, and ten with a stop after the checkpoint of update 6: parameters, Adam, rows of metrics."""
     straight = Run.create(tmp_path / "a", "x", config())
     whole = trainer(ops, np.float32)
-    train.train(straight, whole)
+    loop.train(straight, whole)
 
     broken = Run.create(tmp_path / "b", "x", config(steps=8))  # rows and a checkpoint after 6 that must not survive
-    train.train(broken, trainer(ops, np.float32, steps=8))
+    loop.train(broken, trainer(ops, np.float32, steps=8))
     first = trainer(ops, np.float32)
     for _ in range(6):
         first.step()
@@ -109,7 +109,7 @@ def test_resuming_gives_the_same_bits(ops, tmp_path):
     assert checkpoint.load_training(broken / "checkpoint.h5", second) == 1.5
     broken.config.steps = 10
     broken.forget_after(6)
-    train.train(broken, second)
+    loop.train(broken, second)
     for name in ("values", "moving_statistics"):
         np.testing.assert_array_equal(getattr(whole.vae.params, name), getattr(second.vae.params, name))
     np.testing.assert_array_equal(whole.adam.v, second.adam.v)
@@ -122,9 +122,9 @@ LONG_RUN = """
 import gc, resource, sys
 from pathlib import Path
 import numpy as np
-from minivae import train
+from minivae.training import loop
 from minivae.ops import numpy_ops
-from minivae.runs import Run
+from minivae.training.runs import Run
 from test_train import config, trainer
 
 def resident():
@@ -137,11 +137,11 @@ def counted():
     if t.step_count + 1 in (200, 2000):
         sizes.append(resident())
 
-train.figures.draw_all = lambda *_: None
+loop.figures.draw_all = lambda *_: None
 run = Run.create(Path(sys.argv[1]), "x", config(steps=2000, log_every=50, eval_every=50, checkpoint_every=50))
 t, sizes = trainer(numpy_ops, np.float32, log_every=50), []
 update, t._update = t._update, counted
-train.train(run, t)
+loop.train(run, t)
 print(*sizes)
 """
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minivae import readers
 from minivae.errors import UserError
 from minivae.files import cannot_write, replacing
-from minivae.stream import Streamed, sha256
+from minivae.images import readers
+from minivae.images.stream import Streamed, sha256
 
 SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
 SVHN_MD5 = {"train": "e26dedcc434d2e4c54c9b2d4a06d8373", "test": "eb5a983be6a315427106f1b164d9cef3",
@@ -84,7 +84,7 @@ def _housenumbers(folder):
     if not path.exists():
         from tqdm import tqdm
 
-        from minivae import housenumbers
+        from minivae.images import housenumbers
 
         print(f"making the housenumbers images, once, into {path}")
         write_hdf5(path, "minivae.housenumbers, seed 0", {

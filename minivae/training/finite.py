@@ -4,9 +4,9 @@ import inspect
 
 import numpy as np
 
-from minivae import checkpoint
 from minivae.errors import UserError
 from minivae.files import replacing
+from minivae.training import checkpoint
 
 
 class Found(Exception):

@@ -15,7 +15,7 @@ import zlib
 import numpy as np
 
 from minivae.errors import UserError
-from minivae.stream import Streamed, must_stream, sha256
+from minivae.images.stream import Streamed, must_stream, sha256
 
 NAMES = {  # arrays of an .npz: (images, labels) in the order tried
     "train": (("train", "train_images", "x_train", "images"), ("train_labels", "y_train", "labels")),

@@ -1,4 +1,4 @@
-"""The density card of a run: every estimate of density.py on its test images, printed, in density.json and density.png.
+"""The density card of a run: every estimate of its test images, printed, in density.json and density.png.
 
 A row says what it is: exact, a lower bound, a lower bound on average (its average over the noise is below ln p(x)), or
 an upper one. Nats are those of the density of x in [-1, 1]^D; bits per dimension those of the pixels in [0, 256]^D.
@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from minivae import baselines, density
-from minivae.density import Model, Noise, log_mean_exp, scaled
+from minivae.density import baselines, estimates
+from minivae.density.estimates import Model, Noise, log_mean_exp, scaled
 from minivae.errors import UserError
 from minivae.files import replacing, write_text
 
@@ -86,7 +86,7 @@ def estimate(values, size, kind):
     """A row of the card from a value for each image, in nats; its standard error needs two images."""
     n, mean = len(values), float(np.mean(values))
     return {"nats_per_image": mean, "standard_error": float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None,
-            "bits_per_dim": float(density.bits_per_dim(mean, size)), "images": n, "kind": kind}
+            "bits_per_dim": float(estimates.bits_per_dim(mean, size)), "images": n, "kind": kind}
 
 
 def bounds(card, model, test, train, importance, seed):
@@ -94,11 +94,11 @@ def bounds(card, model, test, train, importance, seed):
     size, noise, x = card["dimensions"], Noise(seed, 0), model.device(scaled(test))
     eps = noise.normal((DRAWS, len(test), model.vae.latent))
     mean, var = model.posterior(x)
-    elbo = density.elbo(model, x, mean, var, eps)[2].mean(0)
-    log_w = density.importance(model, x, mean, var, importance, noise, "importance weights")
+    elbo = estimates.elbo(model, x, mean, var, eps)[2].mean(0)
+    log_w = estimates.importance(model, x, mean, var, importance, noise, "importance weights")
     dequantized = scaled(test, noise)
     y = model.device(dequantized)
-    spread = density.elbo(model, y, *model.posterior(y), eps, "ELBO, dequantized")[2].mean(0)
+    spread = estimates.elbo(model, y, *model.posterior(y), eps, "ELBO, dequantized")[2].mean(0)
     gaussian = baselines.FullGaussian(train[:: -(-len(train) // GAUSSIAN_IMAGES)])
     card["bounds"] = {
         "uniform density": estimate(np.full(len(test), baselines.uniform(size)), size, "exact"),
@@ -108,9 +108,9 @@ def bounds(card, model, test, train, importance, seed):
         "full Gaussian, dequantized pixels": estimate(gaussian.log_density(dequantized), size, "exact"),
         "ELBO, dequantized pixels": estimate(spread, size, "lower bound"),
     }
-    kl = float(density.kl_per_latent(mean, var).sum(1).mean())
+    kl = float(estimates.kl_per_latent(mean, var).sum(1).mean())
     card["elbo_parts"] = {"expected ln p(x|z)": float(elbo.mean()) + kl, "kl": kl}
-    card["importance_ess"] = float(density.effective_samples(log_w).mean())
+    card["importance_ess"] = float(estimates.effective_samples(log_w).mean())
     return mean, var
 
 
@@ -127,18 +127,18 @@ def refit_sigma(card, model, train, seed):
     def mse(likelihood):
         return -2 * old**2 * (likelihood / size + math.log(2 * math.pi * old**2) / 2)
 
-    best = math.sqrt(mse(density.elbo(model, x, mean, var, eps, "refit of sigma")[0].mean()))
+    best = math.sqrt(mse(estimates.elbo(model, x, mean, var, eps, "refit of sigma")[0].mean()))
     likelihood = card["elbo_parts"]["expected ln p(x|z)"]
     refitted = -size * (mse(likelihood) / best**2 + math.log(2 * math.pi * best**2)) / 2
     elbo = refitted - card["elbo_parts"]["kl"]
     card["refitted_sigma"] = {"sigma": best, "elbo": elbo, "gain": refitted - likelihood,
-                              "bits_per_dim": float(density.bits_per_dim(elbo, size))}
+                              "bits_per_dim": float(estimates.bits_per_dim(elbo, size))}
 
 
 def latents(card, mean, var, seed):
-    active = density.active_units(mean)
-    lower, upper = density.aggregate_kl(mean, var, Noise(seed, 2))
-    card["latents"] = {"kl": density.kl_per_latent(mean, var).mean(0).tolist(), "active": active.tolist(),
+    active = estimates.active_units(mean)
+    lower, upper = estimates.aggregate_kl(mean, var, Noise(seed, 2))
+    card["latents"] = {"kl": estimates.kl_per_latent(mean, var).mean(0).tolist(), "active": active.tolist(),
                        "aggregate_kl_lower": lower, "aggregate_kl_upper": upper}
     idle = int((~active).sum())
     if idle:
@@ -149,13 +149,13 @@ def latents(card, mean, var, seed):
 def annealed(card, model, x, mean, var, importance, chains, steps, seed):
     """All lower bounds and AIS on the same few test images, and what ln p(x) - ELBO is made of."""
     size, noise = card["dimensions"], Noise(seed, 3)
-    naive = density.importance(model, x, np.zeros_like(mean), np.ones_like(var), NAIVE, noise, "naive Monte Carlo")
-    log_w = density.importance(model, x, mean, var, importance, noise, "importance weights")
+    naive = estimates.importance(model, x, np.zeros_like(mean), np.ones_like(var), NAIVE, noise, "naive Monte Carlo")
+    log_w = estimates.importance(model, x, mean, var, importance, noise, "importance weights")
     eps = noise.normal((DRAWS, *mean.shape))
-    fitted = density.fit_posterior(model, x, mean, var, noise)
-    found = density.anneal(model, x, *fitted, chains, steps, noise)
-    elbo = density.elbo(model, x, mean, var, eps)[2].mean(0)
-    best = density.elbo(model, x, *fitted, eps, "ELBO, fitted q")[2].mean(0)
+    fitted = estimates.fit_posterior(model, x, mean, var, noise)
+    found = estimates.anneal(model, x, *fitted, chains, steps, noise)
+    elbo = estimates.elbo(model, x, mean, var, eps)[2].mean(0)
+    best = estimates.elbo(model, x, *fitted, eps, "ELBO, fitted q")[2].mean(0)
     log_p = log_mean_exp(found["log_w"])
     card["annealed"] = {
         f"naive Monte Carlo, {NAIVE} draws": estimate(log_mean_exp(naive), size, AVERAGE),
@@ -167,8 +167,8 @@ def annealed(card, model, x, mean, var, importance, chains, steps, seed):
     card["gap"] = {"total": float((log_p - elbo).mean()), "approximation": float((log_p - best).mean()),
                    "amortization": float((best - elbo).mean())}
     card["ais"] = {"acceptance": float(found["acceptance"].mean()), "elbo_each": elbo.tolist(), "each": log_p.tolist(),
-                   "ess": float(density.effective_samples(found["log_w"]).mean()),
-                   "naive_ess": float(density.effective_samples(naive).mean())}
+                   "ess": float(estimates.effective_samples(found["log_w"]).mean()),
+                   "naive_ess": float(estimates.effective_samples(naive).mean())}
 
 
 def simulated(card, model, count, chains, steps, seed):
@@ -176,15 +176,15 @@ def simulated(card, model, count, chains, steps, seed):
     noise = Noise(seed, 4)
     z = noise.normal((count, model.vae.latent))
     x = model.simulate(z, noise)
-    fitted = density.fit_posterior(model, x, *model.posterior(x), noise)
-    found = density.anneal(model, x, *fitted, chains, steps, noise, z)
+    fitted = estimates.fit_posterior(model, x, *model.posterior(x), noise)
+    found = estimates.anneal(model, x, *fitted, chains, steps, noise, z)
     lower, upper = log_mean_exp(found["log_w"]), -log_mean_exp(found["reverse_log_w"])
     card["simulated"] = {
         "lower": estimate(lower, card["dimensions"], AVERAGE),
         "upper": estimate(upper, card["dimensions"], "upper bound on average"),
         "gap": float((upper - lower).mean()), "largest_gap": float((upper - lower).max()),
         "acceptance": float(found["acceptance"].mean()),
-        "ess": float(density.effective_samples(found["log_w"]).mean()),
+        "ess": float(estimates.effective_samples(found["log_w"]).mean()),
     }
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 
-from minivae.density import log_normal, progress, scaled
+from minivae.density.estimates import log_normal, progress, scaled
 
 BLOCK = 1000  # images whose products go into the covariance at once
 

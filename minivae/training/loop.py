@@ -9,10 +9,10 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from minivae import checkpoint, figures, finite
 from minivae.adam import Adam
+from minivae.images.stream import PART, Ahead, Streamed
 from minivae.ops.philox import STREAMS, choose
-from minivae.stream import PART, Ahead, Streamed
+from minivae.training import checkpoint, figures, finite
 from minivae.vae import VAE, Widths
 
 TEST_IMAGES = 5000  # at most, of RandomState(0).permutation(test), in batches of TEST_BATCH, as the reference does

@@ -1,0 +1,1 @@
+"""From files, folders and downloads to arrays of uint8 images."""

@@ -1,0 +1,1 @@
+"""The update, the loop around it, and all that a run directory holds."""
