@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minivae.ops.numpy_ops import BN_EPS, VAR_FLOOR
+from minivae.ops import BN_EPS, VAR_FLOOR
 
 COLUMNS = ("eager", "channels_last", "compile")
 

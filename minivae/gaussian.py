@@ -10,7 +10,7 @@ Source: Kingma and Welling, arXiv 1312.6114. The whole derivation on one page: d
 import math
 
 from minivae.layers import DECAY, Layer
-from minivae.ops.numpy_ops import SIGMA_FLOOR
+from minivae.ops import SIGMA_FLOOR
 from minivae.parameters import Parameter
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minivae.ops.numpy_ops import SIGMA_FLOOR
+from minivae.ops import SIGMA_FLOOR
 from minivae.vae import VAE, Widths
 
 SIGMAS = ["1", "0.3", "optimal", "learned", "pixel"]

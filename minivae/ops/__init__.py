@@ -1,11 +1,28 @@
-"""The array operations under the layers, each written twice under one name and signature.
+"""The contract between the layers and the arithmetic, in words, and the model's constants.
 
-numpy_ops defines what every operation means; cuda_ops launches a kernel of our own for it. Layers are given one of
-the two modules and never ask which. The contract, for both:
+About two dozen operations are written three times under one name and signature:
 
-- Arrays are C-contiguous; images are NHWC; T is float32 or float64, one T per call.
-- An operation writes into arrays that it is given, allocates nothing after its first call with given shapes, and
-  never waits for the device.
-- What changes from step to step (the update count t, the learning rate) lives in one-element arrays, so a captured
-  CUDA graph reads the current value.
+    plain       the definition: every operation as one would write it on paper, in plain NumPy
+    numpy_ops   the same, fast on a CPU: threads, tiles, fewer multiplications; plain's own where that is fast enough
+    cuda_ops    the same on a GPU: each launches a kernel of ours
+
+A model is given one of the three modules and never asks which. Whatever runs on a model relies on this:
+
+- Images are NHWC and arrays are C-contiguous. T is float32 or float64, one T for a model.
+- An operation writes into the arrays that it is given. After its first call with given shapes the fast modules allocate
+  nothing large, and none waits for the device.
+- What changes from step to step (the step t, the learning rate) lives in one-element arrays on the device, so that a
+  recorded CUDA graph reads its present value.
+- dy is always dL/dy, and so on; an operation whose name ends in _dx or _dw finds the gradient of its namesake.
+
+Letters of shapes: N images; (H, W) a Geometry's big side with I channels; (h, w) its small side with O channels; k the
+kernel's edge; C channels of batch norm or of an image; Z latents; D = H W C.
+
+Beside the operations each module has what its device needs: xp (the array module), Buffers, to_host, capture,
+DoubleBuffer, free_memory, SYNCHRONOUS and IMAGES_AT_ONCE. Those of a CPU are in host.py.
 """
+
+BN_EPS = 1e-3  # added to a variance under batch norm's square root
+VAR_FLOOR = 1e-5  # added to softplus: the variance of q(z|x) never reaches zero
+HALF_RANGE = 127.5  # grey levels 0..255 become x = level / 127.5 - 1 in [-1, 1]
+SIGMA_FLOOR = 1 / HALF_RANGE  # one grey level: a fitted p(x|z) that is narrower would describe the rounding

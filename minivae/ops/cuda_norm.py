@@ -1,7 +1,7 @@
 """Batch normalization on the GPU: numpy_norm's operations, launched; how they work is said in kernels/norm.cu."""
 
+from minivae.ops import BN_EPS
 from minivae.ops.cuda_module import Source, scratch
-from minivae.ops.numpy_norm import BN_EPS
 
 NORM = Source("norm.cu", names=[*(f"{kernel}<{v}>" for v in (1, 4) for kernel in (
     "batch_moments", "batch_norm", "batch_norm_sums", "batch_norm_dx")), "moving_average"])

@@ -7,11 +7,10 @@ import math
 
 import numpy as np
 
-from minivae.ops import cuda_module
+from minivae.ops import SIGMA_FLOOR, VAR_FLOOR, cuda_module
 from minivae.ops.cuda_conv import conv, conv_dw, conv_dx, dense, dense_dw, dense_dx, im2col  # noqa: F401
 from minivae.ops.cuda_module import Buffers, Landing, Source, capture, scratch, to_host  # noqa: F401
 from minivae.ops.cuda_norm import batch_moments, batch_norm, batch_norm_dx, moving_average  # noqa: F401
-from minivae.ops.numpy_ops import SIGMA_FLOOR, VAR_FLOOR
 
 GAUSSIAN = Source("gaussian.cu", names=["latent", "latent_dx", "bias_tanh", "tanh_gaussian<1>", "tanh_gaussian<4>",
                                         "tanh_gaussian_pixel", "log_sigma_dx", "fit_sigma"])

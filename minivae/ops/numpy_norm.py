@@ -6,11 +6,12 @@ its full speed on inner loops of that length, and a row of C elements would make
 
 import numpy as np
 
+from minivae.ops import BN_EPS
+from minivae.ops.plain import moving_average
 from minivae.ops.threads import parallel, scratch, split
 
 WIDE = 2048  # elements
 PIECE = 2**17  # elements of one thread's piece: its arrays fit in the caches, and it is worth waking a thread
-BN_EPS = 1e-3
 
 
 def batch_moments(x, moments):
@@ -96,12 +97,6 @@ def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
             np.add(g, np.multiply(wide[piece], by_x, out=scratch("centred", g.shape, x.dtype)), out=g)
 
     parallel(finish, pieces)
-
-
-def moving_average(moving, moments, decay):
-    """moving (2, C) = decay moving + (1 - decay) moments: the statistics of test mode."""
-    moving *= decay
-    moving += (1 - decay) * moments
 
 
 def _leaky_slope(u, slope):
