@@ -6,9 +6,6 @@ import statistics
 import sys
 import time
 from collections import Counter
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import machine
 import numpy as np

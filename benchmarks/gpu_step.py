@@ -18,8 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import roofline
 from gpu_report import COLUMNS, report
@@ -273,8 +271,13 @@ def my_passes(product):
         return {"forward": lambda: ops.dense(big, w, small_out), "dx": lambda: ops.dense_dx(small, w, big_out),
                 "dw": lambda: ops.dense_dw(big, small, dw)}
     g, buffers = product.geometry, ops.Buffers()
-    to_small = lambda: ops.conv(ops.im2col(big, g, buffers), w, g, small_out)  # noqa: E731
-    to_big = lambda: ops.conv_dx(small, w, g, big_out)  # noqa: E731
+
+    def to_small():
+        return ops.conv(ops.im2col(big, g, buffers), w, g, small_out)
+
+    def to_big():
+        return ops.conv_dx(small, w, g, big_out)
+
     forward, dx = (to_small, to_big) if product.kind == "conv" else (to_big, to_small)
     return {"forward": forward, "dx": dx, "dw": lambda: ops.conv_dw(ops.im2col(big, g, buffers), small, g, dw)}
 
@@ -289,7 +292,7 @@ def torch_passes(product):
     if product.kind == "dense":
         x, w, dy = (torch.randn(s, device="cuda") for s in (product.big, product.w, product.small))
         return {"forward": lambda: x @ w, "dx": lambda: dy @ w.T, "dw": lambda: x.T @ dy}
-    n, height, width, i = product.big
+    n, _, _, i = product.big
     small, k, s = product.small, product.geometry.kernel, product.geometry.stride
 
     def image(*shape):

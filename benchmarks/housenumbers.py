@@ -9,8 +9,6 @@ prints median (5 %, 95 %) over the images of each side.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 from readme import table
 
@@ -53,7 +51,7 @@ def main(svhn, page):
     print(table(["median (5 %, 95 %)", "SVHN", "housenumbers"],
                 [[name, quantiles(of, real), quantiles(of, ours)] for name, of in STATISTICS.items()]))
     rows = [side[i : i + 10] for i in range(0, 100, 10) for side in (real, ours)]
-    figures.save_grid(page, np.concatenate(rows) / 127.5 - 1, 20)
+    figures.save_grid(Path(page), np.concatenate(rows) / 127.5 - 1, 20)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ are housenumbers, made on first use, the model is the default one, and each roun
 
 import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 

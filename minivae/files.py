@@ -16,7 +16,7 @@ def replacing(path):
     try:
         yield beside
         sync(beside)
-        os.replace(beside, path)
+        beside.replace(path)
         sync(path.parent)
     except OSError as e:
         raise cannot_write(path, e) from e

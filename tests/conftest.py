@@ -10,6 +10,13 @@ from minivae.errors import UserError
 from minivae.ops import cuda_module, numpy_ops
 
 GOLDEN = Path(__file__).parent / "golden"
+FIRST = ["test_philox", "test_ops", "test_toom_cook", "test_gaussian", "test_sigma", "test_layers", "test_vae"]
+
+
+def pytest_collection_modifyitems(items):
+    """What all else is built on is tested first: with -x a wrong gradient is blamed before what uses it."""
+    rank = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(FIRST)))
 
 
 @pytest.fixture

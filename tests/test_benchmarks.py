@@ -2,14 +2,10 @@
 
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
 import gpu_step
+import pytest
 import readme
 import roofline
 

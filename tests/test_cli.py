@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from run import main
 
-from run import main  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 def process(*arguments, cwd):

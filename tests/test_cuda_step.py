@@ -140,8 +140,8 @@ def test_two_runs_give_the_same_bits():
         for _ in range(3):
             t.step()
         found |= state(t)
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], name)
+    for name, array in a.items():
+        np.testing.assert_array_equal(array, b[name], name)
 
 
 @pytest.mark.parametrize("first, second", [(numpy_ops, cuda_ops), (cuda_ops, numpy_ops)], ids=["to GPU", "to CPU"])

@@ -437,21 +437,24 @@ def make_run(folder, ops, rng, sigma="1"):
 SETTINGS = {"images": 9, "importance": 20, "ais_images": 3, "ais_chains": 3, "ais_steps": 4, "seed": 0}
 
 
-@pytest.fixture(scope="module")
-def quick():
+@pytest.fixture
+def quick(monkeypatch):
     """Few steps for fits of q, few draws from the prior: what a card says of a model that has learned nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimates, "FIT_STEPS", 40)
-        patch.setattr(card, "NAIVE", 100)
-        yield
+    be_quick(monkeypatch)
+
+
+def be_quick(patch):
+    patch.setattr(estimates, "FIT_STEPS", 40)
+    patch.setattr(card, "NAIVE", 100)
 
 
 @pytest.fixture(scope="module")
-def carded(ops, quick, tmp_path_factory):
+def carded(ops, tmp_path_factory):
     """(trainer, data set, card, what it printed, its directory) at sigma 1."""
     folder, printed = tmp_path_factory.mktemp("card"), io.StringIO()
     run, trainer, dataset = make_run(folder, ops, np.random.default_rng(7))
-    with contextlib.redirect_stdout(printed):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        be_quick(patch)
         found = card.evaluate(run, trainer, dataset, **SETTINGS)
     return trainer, dataset, found, printed.getvalue(), folder
 

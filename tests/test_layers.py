@@ -84,7 +84,7 @@ def test_blocks(ops, rng, check, make, shape, train):
 
 
 def test_a_bias_before_batch_norm_would_have_no_gradient(ops, rng):
-    params, block = build(ops, lambda p: dense_block(p, "b", 6, 5))
+    _, block = build(ops, lambda p: dense_block(p, "b", 6, 5))
     y = block.forward(rng.standard_normal((7, 6)), train=True)
     bias_gradient = block.norm.backward(rng.standard_normal(y.shape)).sum(0)
     np.testing.assert_allclose(bias_gradient, 0, atol=1e-12)
@@ -92,7 +92,7 @@ def test_a_bias_before_batch_norm_would_have_no_gradient(ops, rng):
 
 def test_batch_norm_modes(ops, rng):
     """Training normalizes by the batch and moves the statistics; testing uses them and leaves them alone."""
-    params, norm = build(ops, lambda p: BatchNorm(p, "n", 3))
+    _, norm = build(ops, lambda p: BatchNorm(p, "n", 3))
     x = 5 + 2 * rng.standard_normal((400, 3))
     ops.batch_moments(x, norm.batch_moments(x.dtype))
     y = norm.forward(x, train=True)

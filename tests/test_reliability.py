@@ -166,7 +166,7 @@ def test_500_flipped_bytes_are_detected(ops, saved):
 
 
 def test_the_previous_checkpoint_is_whole(ops, saved):
-    os.replace(saved / "checkpoint-previous.h5", saved / "checkpoint.h5")
+    (saved / "checkpoint-previous.h5").replace(saved / "checkpoint.h5")
     load(ops, saved)
     for cut in (0, 100, 600, 5000):
         (saved / "checkpoint.h5").write_bytes((saved / "checkpoint.h5").read_bytes()[:cut])
@@ -208,8 +208,7 @@ def test_any_number_of_stops_changes_no_bit(ops, tmp_path, monkeypatch):
             with open(stopped / "metrics.csv", "a") as f:
                 f.write("9,1")
     with h5py.File(straight / "checkpoint.h5") as a, h5py.File(stopped / "checkpoint.h5") as b:
-        names = [name for name in checkpoint.training_arrays(t)]
-        for name in names:
+        for name in checkpoint.training_arrays(t):
             np.testing.assert_array_equal(a[name], b[name])
         assert a.attrs["step"] == b.attrs["step"] == 11
     lines = [[line.split(",")[:1] + line.split(",")[2:] for line in (run / "metrics.csv").read_text().splitlines()]

@@ -1,5 +1,6 @@
 """Data that do not fit in memory: the same batches and bits as in memory, under a limit that the file exceeds."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -111,13 +112,12 @@ def test_a_file_of_twice_the_memory(tmp_path):
         space, kind = h5py.h5s.create_simple((count, 32, 32, 3)), h5py.h5t.NATIVE_UINT8
         h5py.h5d.create(f.create_group("train").id, b"images", kind, space, early)
         f["test/images"] = np.ones((20, 32, 32, 3), np.uint8)
-    code = f"""
-import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
-sys.path.insert(0, {str(ROOT)!r})
-import run
-sys.exit(run.main(["--data", "large.h5", "--steps", "4", "--batch-size", "8", "--log-every", "2", "--out", "run"]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, ROOT / "run.py", "--data", "large.h5", "--steps", "4", "--batch-size", "8",
+               "--log-every", "2", "--out", "run"]
+
+    def limit_memory():
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit_memory)
     assert done.returncode == 0, done.stderr
     assert f"on {count} images" in done.stdout

@@ -5,7 +5,6 @@ Whatever a file holds, a reader returns or raises UserError, and allocates nothi
 
 import contextlib
 import math
-import os
 import struct
 import tokenize
 import warnings
@@ -40,7 +39,7 @@ def mat(paths):
             if not {"X", "y"} <= set(shapes):
                 raise ValueError(f"it holds {', '.join(shapes) or 'nothing'}, not X and y")
             for name in ("X", "y"):
-                check_claim(shapes[name], os.path.getsize(path))
+                check_claim(shapes[name], path.stat().st_size)
             content = scipy.io.loadmat(f, variable_names=["X", "y"])
             x, y = content.pop("X"), content.pop("y").ravel()
             if x.ndim != 4:
