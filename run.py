@@ -266,9 +266,9 @@ def evaluate(args):
 
 def gradcheck(args):
     ops = operations(args)
-    from minivae import gradcheck
+    from minivae import checks
 
-    return 0 if gradcheck.run(ops) else 1
+    return 0 if checks.run(ops) else 1
 
 
 def print_pictures(run, *names):

@@ -13,6 +13,8 @@ from minivae.layers import DECAY, Layer
 from minivae.ops import SIGMA_FLOOR
 from minivae.parameters import Parameter
 
+FITTED_SIGMAS = ("optimal", "learned", "pixel")  # what sigma may be instead of a number; see Likelihood
+
 
 class Posterior(Layer):
     """q(z|x) = N(mean, var), var = softplus(s) + 1e-5, and z = mean + sqrt(var) eps, eps ~ N(0, 1).
@@ -38,14 +40,18 @@ class Posterior(Layer):
         self.analytic = analytic
 
     def forward(self, mean, s, eps):
-        self.mean, self.s, self.eps = mean, s, eps
-        self.z, self.var = self.like("z", mean.shape, mean), self.like("var", mean.shape, mean)
+        self.mean = mean
+        self.s = s
+        self.eps = eps
+        self.z = self.like("z", mean.shape, mean)
+        self.var = self.like("var", mean.shape, mean)
         kl = self.like("kl", mean.shape[:1], mean)
         self.ops.latent(mean, s, eps, self.analytic, self.z, self.var, kl)
         return self.z, kl
 
     def backward(self, dz):
-        dmean, ds = self.like("dmean", dz.shape, dz), self.like("ds", dz.shape, dz)
+        dmean = self.like("dmean", dz.shape, dz)
+        ds = self.like("ds", dz.shape, dz)
         self.ops.latent_dx(dz, self.mean, self.s, self.eps, self.analytic, 1 / len(dz), self.z, self.var, dmean, ds)
         return dmean, ds
 
@@ -56,22 +62,25 @@ class Likelihood(Layer):
     rec = ||x - x_hat||^2 / (2 sigma^2) + D ln sigma, D = H W C      (for sigma = 1: half the squared error)
     da = (x_hat - x)(1 - x_hat^2) / (sigma^2 N)      db = sum da
 
-    a (N, H, W, C) from the generator, b (C,), rec (N,) nats per image. Squared error needs x_hat and its gradient
-    needs both, so one pass over the image computes rec, da and db, and backward has only to hand da over. sigma is
+    a (N, H, W, C) from the generator, b (C,), rec (N,) nats per image. rec and da need the same x_hat and x, so one
+    pass over the image finds both and db, and backward has only to hand da over. sigma is
 
     a number   fixed
     "learned"  exp(log_sigma), one parameter:  dlog_sigma = sum_n (D - ||x - x_hat||^2 / sigma^2) / N
     "optimal"  in training the batch's root mean squared error, which minimizes its mean rec: mean rec is then
                D/2 ln(mse) + D/2, and since its derivative in sigma is zero there, da is that of a fixed sigma. In
-               test mode the moving average of ln sigma, as batch norm's. It takes a pass to find and a pass to use.
+               test mode the moving average of ln sigma, like those of batch norm. It takes one pass to find sigma and
+               one to use it.
                Source: Rybkin, Daniilidis, Levine, sigma-VAE, arXiv 2006.13202.
-    "pixel"    a variance for each value from a second head: a (N, H, W, 2C), b (2C,); see ops.tanh_gaussian_pixel
+    "pixel"    a variance for each value from a second head: a (N, H, W, 2C), b (2C,); see plain.tanh_gaussian_pixel
     """
 
-    def __init__(self, params, name, channels, sigma="1"):
+    def __init__(self, params, name, channels, sigma=1.0):
         super().__init__(params)
-        self.sigma, self.channels = sigma, channels
-        self.b = params.constant(f"{name}/b", (channels * (2 if sigma == "pixel" else 1),), 0)
+        self.sigma = sigma
+        self.channels = channels
+        heads = 2 if sigma == "pixel" else 1
+        self.b = params.constant(f"{name}/b", (heads * channels,), 0)
         if sigma == "learned":
             self.log_sigma = params.constant("gen/log_sigma", (1,), 0)
         elif sigma == "optimal":
@@ -82,18 +91,23 @@ class Likelihood(Layer):
             self.log_sigma.value = self.ops.xp.full(1, math.log(float(sigma)), params.dtype)
 
     def forward(self, a, x, train):
-        self.x_hat, self.da = self.like("x_hat", x.shape, a), self.like("da", a.shape, a)
+        self.a = a
+        self.x = x
+        self.x_hat = self.like("x_hat", x.shape, a)
+        self.da = self.like("da", a.shape, a)
         rec = self.like("rec", a.shape[:1], a)
         if self.sigma == "pixel":
             self.ops.tanh_gaussian_pixel(a, self.b.value, x, 1 / len(a), self.x_hat, rec, self.da, self.b.grad)
             return rec
-        size, log_sigma = math.prod(x.shape[1:]), self.log_sigma.value
+        size = math.prod(x.shape[1:])
+        log_sigma = self.log_sigma.value
         if self.sigma == "optimal" and train:
             log_sigma = self.like("fitted", (1,), a)
             self._gaussian(a, x, self.zero, rec)
             self.ops.fit_sigma(rec, size, log_sigma)
             self.ops.moving_average(self.log_sigma.value, log_sigma, DECAY)
         self._gaussian(a, x, log_sigma, rec)
+        self.present_log_sigma = log_sigma
         if self.sigma == "learned":
             self.ops.log_sigma_dx(rec, log_sigma, size, 1 / len(a), self.log_sigma.grad)
         return rec
@@ -103,6 +117,11 @@ class Likelihood(Layer):
 
     def backward(self):
         return self.da
+
+    def dx(self):
+        """dL/dx (N, H, W, C), x being what p(x|z) shall explain: (x - x_hat) / (sigma^2 N)."""
+        var = self.var(self.a) if self.sigma == "pixel" else self.ops.xp.exp(2 * self.present_log_sigma)
+        return (self.x - self.x_hat) / (var * len(self.x))
 
     def mean(self, a):
         """x_hat (N, H, W, C) in [-1, 1] alone: what sampling wants."""

@@ -1,7 +1,8 @@
 """The layers: each stores what its backward needs, assigns its gradients, and returns dL/dx.
 
-dy, dx, dw, ... are always dL/d of that. A layer runs once a step, so gradients are assigned, not accumulated. Arrays
-that a layer returns are its own and are overwritten by its next call with the same shapes.
+dy, dx, dw, ... are always dL/d of that. A layer runs once a step, so gradients are assigned, not accumulated. A layer
+writes its results into arrays of its own, which its next call with the same shapes overwrites. The arithmetic is that
+of params.ops, and ops/plain.py defines it.
 
 An affine layer before a batch norm has no bias: batch norm subtracts the channel's mean, the bias with it, so its
 gradient is exactly zero. beta does its work.
@@ -14,12 +15,14 @@ DECAY = 0.99  # of the moving statistics
 
 
 class Layer:
-    """What all layers share: the operations of their device, and buffers allocated once."""
+    """What all layers share: the operations of their device, and arrays that are allocated once."""
 
     def __init__(self, params):
-        self.ops, self.buffers = params.ops, params.ops.Buffers()
+        self.ops = params.ops
+        self.buffers = params.ops.Buffers()
 
     def like(self, name, shape, x):
+        """This layer's array `name` of that shape, with the dtype of x."""
         return self.buffers(name, shape, x.dtype)
 
 
@@ -40,7 +43,7 @@ class Dense(Layer):
         return y
 
     def backward(self, dy, want_dw=True):
-        """want_dw=False leaves w's gradient as it was, where only the input's is wanted."""
+        """want_dw=False finds dx alone and leaves w's gradient as it was."""
         if want_dw:
             self.ops.dense_dw(self.x, dy, self.w.grad)
         dx = self.like("dx", self.x.shape, dy)
@@ -56,7 +59,8 @@ class Conv2D(Layer):
 
     def __init__(self, params, name, geometry, inputs, outputs):
         super().__init__(params)
-        self.g, k = geometry, geometry.kernel
+        self.g = geometry
+        k = geometry.kernel
         self.w = params.weight(f"{name}/w", (k, k, inputs, outputs), fan=k * k * inputs)
 
     def forward(self, x, moments=None):
@@ -66,9 +70,10 @@ class Conv2D(Layer):
         self.ops.conv(self.cols, self.w.value, self.g, y, moments)
         return y
 
-    def backward(self, dy, want_dx=True):
-        """want_dx=False for a first layer, whose input has no use for a gradient."""
-        self.ops.conv_dw(self.cols, dy, self.g, self.w.grad)
+    def backward(self, dy, want_dw=True, want_dx=True):
+        """want_dx=False is for the first layer: nobody needs the gradient of the image."""
+        if want_dw:
+            self.ops.conv_dw(self.cols, dy, self.g, self.w.grad)
         if want_dx:
             dx = self.like("dx", self.x_shape, dy)
             self.ops.conv_dx(dy, self.w.value, self.g, dx)
@@ -84,8 +89,9 @@ class Conv2DTranspose(Layer):
 
     def __init__(self, params, name, geometry, inputs, outputs):
         super().__init__(params)
-        self.g, k = geometry, geometry.kernel
-        # The reference counts the outputs where He's rule counts inputs; kept, since it sets the first outputs' scale.
+        self.g = geometry
+        k = geometry.kernel
+        # The reference counts outputs where He's rule counts inputs; we keep that, as it scales the first images.
         self.w = params.weight(f"{name}/w", (k, k, outputs, inputs), fan=k * k * outputs)
 
     def forward(self, x, moments=None):
@@ -95,7 +101,6 @@ class Conv2DTranspose(Layer):
         return y
 
     def backward(self, dy, want_dw=True):
-        """want_dw as in Dense."""
         cols = self.ops.im2col(dy, self.g, self.buffers)
         if want_dw:
             self.ops.conv_dw(cols, self.x, self.g, self.w.grad)
@@ -111,8 +116,8 @@ class BatchNorm(Layer):
     With dy = dL/dy, M = N H W rows, g = dy leaky'(u):
         dgamma = sum g n    dbeta = sum g
         dx = gamma / sqrt(var + 1e-3) (g - dbeta / M - n dgamma / M)    (in test mode: without the last two terms)
-    Why the two terms: mean and var are functions of every x of the channel. Derivation: docs/batch_norm.md.
-    Source: Ioffe and Szegedy, arXiv 1502.03167; leaky'(u) is 1 for u > 0, slope below.
+    The last two terms are there because mean and var are functions of every x of the channel. leaky'(u) is slope for
+    u < 0, else 1. Derivation: docs/batch_norm.md. Source: Ioffe and Szegedy, arXiv 1502.03167.
     """
 
     def __init__(self, params, name, channels, slope=1):
@@ -121,55 +126,64 @@ class BatchNorm(Layer):
         self.gamma = params.constant(f"{name}/gamma", (channels,), 1)
         self.beta = params.constant(f"{name}/beta", (channels,), 0)
         self.moving = params.moving(f"{name}/moving", (2, channels), [[0], [1]])  # mean 0, variance 1
-        self.moments = None
 
-    def forward(self, x, train):
-        """The batch's moments must lie in batch_moments(x.dtype) already: the affine layer before computes them."""
-        self.x, self.train = x, train
-        self.moments = self.batch_moments(x.dtype) if train else self.moving.value
+    def forward(self, x, train, moments=None):
+        """moments (2, C): those of the batch, if the layer before has found them already."""
+        self.x = x
+        self.train = train
+        if not train:
+            moments = self.moving.value
+        elif moments is None:
+            moments = self.moments_array(x)
+            self.ops.batch_moments(x, moments)
+        self.moments = moments
         y = self.like("y", x.shape, x)
-        self.ops.batch_norm(x, self.moments, self.gamma.value, self.beta.value, self.slope, y,
+        self.ops.batch_norm(x, moments, self.gamma.value, self.beta.value, self.slope, y,
                             self.moving.value if train else None, DECAY)
         return y
 
-    def batch_moments(self, dtype):
-        return self.buffers("moments", self.moving.shape, dtype)
+    def moments_array(self, x):
+        """Where a batch's moments go; the dtype is that of x."""
+        return self.like("moments", self.moving.shape, x)
 
-    def backward(self, dy):
+    def backward(self, dy, want_dw=True):
         dx = dy  # nobody reads dy again
+        dgamma = self.gamma.grad if want_dw else self.like("unwanted dgamma", self.gamma.shape, dy)
+        dbeta = self.beta.grad if want_dw else self.like("unwanted dbeta", self.beta.shape, dy)
         self.ops.batch_norm_dx(dy, self.x, self.moments, self.gamma.value, self.beta.value, self.slope, self.train,
-                               dx, self.gamma.grad, self.beta.grad)
+                               dx, dgamma, dbeta)
         return dx
 
 
 class Block:
-    """affine -> batch norm -> leaky ReLU: the unit both networks are made of.
+    """affine -> batch norm -> leaky ReLU: the unit that both networks are made of.
 
-    The affine layer is asked for its output's moments, which it can have while the values are still at hand.
+    The affine layer finds the moments of its output too, since a GPU has the values at hand then.
     """
 
-    def __init__(self, affine, params, name, slope=LEAKY_SLOPE):
-        self.affine, self.norm = affine, BatchNorm(params, name, self._channels(affine), slope)
-
-    @staticmethod
-    def _channels(affine):
-        return affine.w.shape[2] if isinstance(affine, Conv2DTranspose) else affine.w.shape[-1]
+    def __init__(self, affine, params, name, channels, slope=LEAKY_SLOPE):
+        self.affine = affine
+        self.norm = BatchNorm(params, name, channels, slope)
 
     def forward(self, x, train):
-        moments = self.norm.batch_moments(x.dtype) if train else None
-        return self.norm.forward(self.affine.forward(x, moments), train)
+        moments = self.norm.moments_array(x) if train else None
+        y = self.affine.forward(x, moments)
+        return self.norm.forward(y, train, moments)
 
-    def backward(self, dy, **options):
-        return self.affine.backward(self.norm.backward(dy), **options)
+    def backward(self, dy, want_dw=True, **options):
+        """options: the affine layer's own."""
+        dy = self.norm.backward(dy, want_dw)
+        return self.affine.backward(dy, want_dw=want_dw, **options)
 
 
 def dense_block(params, name, inputs, outputs, slope=LEAKY_SLOPE):
-    return Block(Dense(params, name, inputs, outputs), params, name, slope)
+    return Block(Dense(params, name, inputs, outputs), params, name, outputs, slope)
 
 
 def conv_block(params, name, size, inputs, outputs):
     """3x3, stride 2, from (height, width) = size to half of that."""
-    return Block(Conv2D(params, name, Geometry(*size, kernel=3, stride=2), inputs, outputs), params, name)
+    conv = Conv2D(params, name, Geometry(*size, kernel=3, stride=2), inputs, outputs)
+    return Block(conv, params, name, outputs)
 
 
 def conv_transpose(params, name, size, inputs, outputs):
@@ -178,4 +192,4 @@ def conv_transpose(params, name, size, inputs, outputs):
 
 
 def conv_transpose_block(params, name, size, inputs, outputs):
-    return Block(conv_transpose(params, name, size, inputs, outputs), params, name)
+    return Block(conv_transpose(params, name, size, inputs, outputs), params, name, outputs)

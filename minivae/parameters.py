@@ -8,7 +8,6 @@ view starts on a 16-byte boundary, so that a GPU kernel may load four floats at 
 import math
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from minivae.ops import philox
 
@@ -17,20 +16,25 @@ class Parameter:
     """A named array `value` with its gradient `grad` of the same shape; state (moving statistics) has grad None."""
 
     def __init__(self, name, shape, initial):
-        self.name, self.shape, self.initial = name, shape, initial
+        self.name = name
+        self.shape = shape
+        self.initial = initial
         self.value = self.grad = None
 
 
 class Parameters:
-    """Declare, then allocate. ops: numpy_ops or cuda_ops; dtype: float32 to train, float64 to check gradients."""
+    """Declare, then allocate. dtype float32 to train, float64 to check gradients; seed decides the initial weights."""
 
     def __init__(self, ops, dtype=np.float32, seed=0):
-        self.ops, self.dtype, self.seed = ops, np.dtype(dtype), seed
-        self.trained, self.state = [], []
+        self.ops = ops
+        self.dtype = np.dtype(dtype)
+        self.seed = seed
+        self.trained = []
+        self.state = []
 
     def weight(self, name, shape, fan):
         """A trained Parameter drawn from a normal of sd sqrt(1.3 * 2 / fan), truncated at 2 sd."""
-        draw = truncated_normal(self.seed, len(self.trained), math.prod(shape))
+        draw = philox.truncated_normals(self.seed, philox.STREAMS["init"], len(self.trained), math.prod(shape))
         return self._declare(self.trained, name, shape, math.sqrt(1.3 * 2 / fan) * draw.reshape(shape))
 
     def constant(self, name, shape, value):
@@ -46,7 +50,7 @@ class Parameters:
         return kind[-1]
 
     def allocate(self):
-        """Make the flat arrays values, grads and moving_statistics, and every Parameter's views of them."""
+        """Make the flat arrays values, grads and moving_statistics, and give every Parameter its views of them."""
         self.values, values = self._flat(self.trained)
         self.grads, grads = self._flat(self.trained)
         self.moving_statistics, statistics = self._flat(self.state)
@@ -66,7 +70,8 @@ class Parameters:
         return flat, self._views(flat, kind)
 
     def _views(self, flat, kind):
-        views, start = [], 0
+        views = []
+        start = 0
         for p in kind:
             views.append(flat[start : start + math.prod(p.shape)].reshape(p.shape))
             start += self._padded(p)
@@ -75,12 +80,3 @@ class Parameters:
     def _padded(self, p):
         step = 16 // self.dtype.itemsize
         return -(-math.prod(p.shape) // step) * step
-
-
-def truncated_normal(seed, step, count):
-    """`count` float64 values of a standard normal cut at +-2, by its inverse distribution function.
-
-    u uniform in (0, 1)  ->  Phi^-1(Phi(-2) + u (Phi(2) - Phi(-2))).  Its sd is 0.8796, not 1, as in TensorFlow.
-    """
-    low, high = ndtr(-2.0), ndtr(2.0)
-    return ndtri(low + philox.uniforms(seed, philox.STREAMS["init"], step, count) * (high - low))

@@ -80,22 +80,28 @@ class Generator:
 
 
 class VAE:
-    """shape (H, W, C); kl "sample" or "analytic" (see gaussian.Posterior); ops numpy_ops or cuda_ops;
+    """shape (H, W, C); ops plain, numpy_ops or cuda_ops; dtype float32, or float64 to check gradients;
 
-    sigma a number, "optimal", "learned" or "pixel" (see gaussian.Likelihood).
+    kl "sample" or "analytic" (see gaussian.Posterior); sigma a number or one of gaussian.FITTED_SIGMAS.
     """
 
-    def __init__(self, shape, latent, ops, dtype=np.float32, seed=0, kl="sample", widths=Widths(), sigma="1"):
+    def __init__(self, shape, latent, ops, dtype=np.float32, seed=0, kl="sample", widths=Widths(), sigma=1.0):
         self.params = Parameters(ops, dtype, seed)
         self.encoder = Encoder(self.params, shape, latent, widths)
         self.generator = Generator(self.params, shape, latent, widths, heads=2 if sigma == "pixel" else 1)
         self.posterior = Posterior(self.params, analytic=kl == "analytic")
         self.likelihood = Likelihood(self.params, "gen/tconv3", shape[2], sigma)
         self.params.allocate()
-        self.shape, self.latent, self.ops, self.dtype = tuple(shape), latent, ops, np.dtype(dtype)
+        self.shape = tuple(shape)
+        self.latent = latent
+        self.ops = ops
+        self.dtype = np.dtype(dtype)
 
     def forward(self, x, eps, train=True):
-        """rec, kl (N,) in nats per image, for x (N, H, W, C) and eps (N, Z); the loss is the mean of their sum."""
+        """rec, kl (N,) in nats per image, for x (N, H, W, C) and eps (N, Z); the loss L is the mean of their sum.
+
+        The next forward overwrites both arrays.
+        """
         mean, s = self.encoder.forward(x, train)
         z, kl = self.posterior.forward(mean, s, eps)
         a = self.generator.forward(z, train)
@@ -103,16 +109,24 @@ class VAE:
         return rec, kl
 
     def backward(self, want_dx=False):
-        """Every parameter's dL/d, L = mean(rec + kl), of the last forward; dL/dx through the encoder if asked."""
+        """Find dL/d of every parameter for the last forward, and return dL/dx if asked.
+
+        x counts twice: it goes through the encoder, and it is what p(x|z) shall explain.
+        """
         da = self.likelihood.backward()
         dz = self.generator.backward(da)
         dmean, ds = self.posterior.backward(dz)
-        return self.encoder.backward(dmean, ds, want_dx)
+        dx = self.encoder.backward(dmean, ds, want_dx)
+        if want_dx:
+            self.ops.add(dx, self.likelihood.dx())
+        return dx
 
     def encode(self, x):
-        """The means of q(z|x) (N, Z), batch norm in test mode."""
-        return self.encoder.forward(x, train=False)[0]
+        """The means of q(z|x) (N, Z), batch norm in test mode. The array is the caller's."""
+        mean, _ = self.encoder.forward(x, train=False)
+        return mean.copy()
 
     def decode(self, z):
-        """x_hat (N, H, W, C) in [-1, 1], batch norm in test mode."""
-        return self.likelihood.mean(self.generator.forward(z, train=False))
+        """x_hat (N, H, W, C) in [-1, 1], batch norm in test mode. The array is the caller's."""
+        a = self.generator.forward(z, train=False)
+        return self.likelihood.mean(a).copy()

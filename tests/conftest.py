@@ -7,16 +7,23 @@ from emulator import emulator
 
 from minivae import gradcheck
 from minivae.errors import UserError
-from minivae.ops import cuda_module, numpy_ops
+from minivae.ops import cuda_module, numpy_ops, plain
 
 GOLDEN = Path(__file__).parent / "golden"
-FIRST = ["test_philox", "test_ops", "test_toom_cook", "test_gaussian", "test_sigma", "test_layers", "test_vae"]
+FIRST = ["test_philox", "test_ops", "test_gaussian", "test_sigma", "test_layers", "test_vae", "test_fast_ops",
+         "test_toom_cook"]
+ON_BOTH = {"test_ops", "test_gaussian", "test_sigma", "test_layers", "test_vae"}  # run on plain too, which comes first
+
+
+def pytest_generate_tests(metafunc):
+    if "ops" in metafunc.fixturenames and metafunc.module.__name__ in ON_BOTH:
+        metafunc.parametrize("ops", [plain, numpy_ops], ids=["plain", "numpy"])
 
 
 def pytest_collection_modifyitems(items):
     """What all else is built on is tested first: with -x a wrong gradient is blamed before what uses it."""
     rank = {name: place for place, name in enumerate(FIRST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(FIRST)))
+    items.sort(key=lambda item: rank.get(item.path.stem, len(FIRST)) + 0.5 * ("[numpy" in item.name))
 
 
 @pytest.fixture

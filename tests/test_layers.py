@@ -94,8 +94,7 @@ def test_batch_norm_modes(ops, rng):
     """Training normalizes by the batch and moves the statistics; testing uses them and leaves them alone."""
     _, norm = build(ops, lambda p: BatchNorm(p, "n", 3))
     x = 5 + 2 * rng.standard_normal((400, 3))
-    ops.batch_moments(x, norm.batch_moments(x.dtype))
-    y = norm.forward(x, train=True)
+    y = norm.forward(x, train=True)  # it finds the batch's moments, since nobody gives them
     np.testing.assert_allclose(y.mean(0), 0, atol=1e-12)
     np.testing.assert_allclose(y.var(0), x.var(0) / (x.var(0) + 1e-3), rtol=1e-12)
     moved = norm.moving.value.copy()
@@ -103,6 +102,28 @@ def test_batch_norm_modes(ops, rng):
     y = norm.forward(x, train=False)
     np.testing.assert_allclose(y, (x - moved[0]) / np.sqrt(moved[1] + 1e-3), rtol=1e-12)
     np.testing.assert_array_equal(norm.moving.value, moved)
+
+
+def test_batch_norm_takes_the_moments_that_it_is_given(ops, rng):
+    _, norm = build(ops, lambda p: BatchNorm(p, "n", 3))
+    x = rng.standard_normal((5, 3))
+    y = norm.forward(x, train=True, moments=np.array([[1.0, 2, 3], [4, 5, 6]]))
+    np.testing.assert_allclose(y, (x - [1, 2, 3]) / np.sqrt(np.array([4, 5, 6]) + 1e-3), rtol=1e-12)
+
+
+@pytest.mark.parametrize("make, shape", [
+    (lambda p: dense_block(p, "b", 6, 5), (7, 6)),
+    (lambda p: conv_block(p, "b", (7, 6), 3, 4), (3, 7, 6, 3)),
+    (lambda p: conv_transpose_block(p, "b", (8, 10), 4, 3), (3, 4, 5, 4)),
+], ids=["dense", "conv", "conv_transpose"])
+def test_without_dw_no_gradient_of_a_parameter_changes(ops, rng, make, shape):
+    params, block = build(ops, make)
+    y = block.forward(rng.standard_normal(shape), train=True)
+    dy = rng.standard_normal(y.shape)
+    dx = block.backward(dy.copy()).copy()
+    params.grads[...] = 7
+    np.testing.assert_array_equal(block.backward(dy.copy(), want_dw=False), dx)
+    assert (params.grads == 7).all()
 
 
 def test_views_are_aligned_and_cover_the_buffers(ops):

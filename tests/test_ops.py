@@ -243,8 +243,23 @@ for _ in range(2):
     vae.forward(rng.uniform(-1, 1, (70, 32, 32, 3)).astype(np.float32), rng.normal(size=(70, 10)).astype(np.float32))
     vae.backward()
     adam.update()
-print(threads.CORES, hashlib.sha256(vae.params.values).hexdigest())
+print(threads.cores(), hashlib.sha256(vae.params.values).hexdigest())
 """
+
+
+IMPORT = """
+import threading
+from threadpoolctl import threadpool_info
+import numpy
+before = [lib["num_threads"] for lib in threadpool_info()], threading.active_count()
+import minivae.vae, minivae.checks, minivae.ops.numpy_ops, minivae.training.loop, minivae.density.card
+after = [lib["num_threads"] for lib in threadpool_info()][: len(before[0])], threading.active_count()
+assert before == after, (before, after)
+"""
+
+
+def test_importing_starts_no_thread_and_leaves_blas_alone():
+    subprocess.run([sys.executable, "-c", IMPORT], cwd=Path(__file__).parent.parent, check=True)
 
 
 def test_the_number_of_cores_does_not_change_a_bit():

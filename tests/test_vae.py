@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from minivae import gradcheck
+from minivae import checks, gradcheck
+from minivae import vae as vae_module
 from minivae.adam import Adam
+from minivae.gaussian import FITTED_SIGMAS, Likelihood
+from minivae.ops import numpy_ops, plain
 from minivae.vae import VAE, Widths
 
 golden = np.load(GOLDEN / "step_small.npz")
@@ -74,24 +77,177 @@ def test_elbo_gradients(ops, rng, check, kl, shape, train):
         return (rec + kl).mean()
 
     f()
-    dx = vae.backward(want_dx=True) + (x - vae.likelihood.x_hat) / len(x)
+    dx = vae.backward(want_dx=True).copy()
     check(f, {"x": (x, dx)} | {p.name: (p.value, p.grad.copy()) for p in vae.params.trained})
 
 
-def test_gradcheck_finds_a_wrong_gradient(ops, capsys, monkeypatch):
-    monkeypatch.setattr(gradcheck.model, "__defaults__", ((8, 8, 1), 3, 4))
-    assert gradcheck.run(ops)
-    table = capsys.readouterr().out
-    assert "gen/tconv2/w" in table and "\nx " in table and "every gradient agrees" in table
+@pytest.fixture
+def few_checks(monkeypatch):
+    """few_checks(*cases): run checks these small cases, a tiny model in place of the reference's, and odd sizes."""
 
+    def few_checks(*cases):
+        tiny = checks.REFERENCE._replace(shape=(8, 8, 1), widths=checks.SMALL)
+        monkeypatch.setattr(checks, "REFERENCE", tiny)
+        monkeypatch.setattr(checks, "MANY_PIECES", tiny._replace(batch=40, widths=Widths((4, 5, 6), 7, (8, 33, 5))))
+        monkeypatch.setattr(checks, "SMALL_CASES", list(cases))
+
+    return few_checks
+
+
+def small_case(**settings):
+    return checks.SMALL_CASES[0]._replace(**settings)
+
+
+def failing(table):
+    return [line.split("  ")[0] for line in table.splitlines() if line.endswith("FAILS")]
+
+
+def test_gradcheck_passes_and_says_what_it_checked(capsys, few_checks):
+    few_checks(*checks.SMALL_CASES)
+    assert checks.run(numpy_ops)
+    table = capsys.readouterr().out
+    assert "gen/tconv2/w" in table and "\nx " in table and "\nz " in table and "every gradient agrees" in table
+    for sigma in (1.0, 0.3, *FITTED_SIGMAS):
+        for kl in ("sample", "analytic"):
+            for mode in ("training", "test"):
+                assert f"sigma {sigma}, kl {kl}, {mode} mode" in table
+
+
+def changed(ops, **operations):
+    return SimpleNamespace(**{**vars(ops), **operations})
+
+
+def test_gradcheck_points_to_the_lowest_wrong_row(capsys, few_checks):
     def wrong_dw(x, dy, dw):
-        ops.dense_dw(x, dy, dw)
+        plain.dense_dw(x, dy, dw)
         dw[0] *= 1.01
 
-    assert not gradcheck.run(SimpleNamespace(**{**vars(ops), "dense_dw": wrong_dw}))
+    few_checks()
+    wrong = changed(plain, dense_dw=wrong_dw)
+    assert not checks.run(wrong, wrong)
     table = capsys.readouterr().out
-    assert [line.split()[0] for line in table.splitlines() if "FAILS" in line] == \
-        2 * ["enc/dense/w", "enc/mean/w", "enc/var/w", "gen/dense/w"]
+    assert failing(table) == ["enc/dense/w", "enc/mean/w", "enc/var/w", "gen/dense/w"]
+    assert "Look first at gen/dense/w, the lowest row" in table and table.count("\n(") == 10
+    assert "FAILED" in table
+
+
+def one_piece(ops):
+    def conv_dw(cols, dy, g, dw):
+        dy = dy.copy()
+        dy[16:] = 0
+        ops.conv_dw(cols, dy, g, dw)
+
+    return {"conv_dw": conv_dw}
+
+
+def sign_of_dlog_sigma(ops):
+    def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
+        ops.log_sigma_dx(rec, log_sigma, size, -scale, dlog_sigma)
+
+    return {"log_sigma_dx": log_sigma_dx}
+
+
+def pixel_without_sigmoid(ops):
+    def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
+        ops.tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db)
+        c = x.shape[-1]
+        da[..., c:] *= 1 + np.exp(-a[..., c:] - b[c:])
+
+    return {"tanh_gaussian_pixel": tanh_gaussian_pixel}
+
+
+def wrong_test_mode(ops):
+    def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
+        ops.batch_norm_dx(dy, x, moments, gamma, beta, slope, True, dx, dgamma, dbeta)
+
+    return {"batch_norm_dx": batch_norm_dx}
+
+
+@pytest.mark.parametrize("fault, settings", [
+    (one_piece, {}), (sign_of_dlog_sigma, {"sigma": "learned"}), (pixel_without_sigmoid, {"sigma": "pixel"}),
+    (wrong_test_mode, {"train": False})])
+def test_gradcheck_catches(fault, settings, capsys, few_checks):
+    """In the definition by finite differences, and in the fast operations by the definition."""
+    few_checks(small_case(**settings))
+    wrong = changed(plain, **fault(plain))
+    if fault is not one_piece:  # the definition has no pieces
+        assert not checks.run(wrong, wrong)
+    assert not checks.run(wrong)
+    assert "FAILS" in capsys.readouterr().out
+
+
+def test_a_small_gradient_that_is_one_percent_wrong_fails(rng):
+    p = rng.standard_normal(7)
+    weights = 1e-4 * rng.standard_normal(7)
+
+    def f():
+        return float(weights @ p)
+
+    assert gradcheck.directional(f, p, weights, rng)[2] < gradcheck.TOLERANCE
+    assert gradcheck.directional(f, p, 1.01 * weights, rng)[2] > 1e-3
+
+
+def test_elements_name_the_worst_first(rng):
+    p = rng.standard_normal((3, 4))
+    grad = 2 * p
+    grad[1, 2] += 1
+
+    def f():
+        return float((p**2).sum())
+
+    found = gradcheck.elements(f, p, grad, rng, count=12)
+    assert found[0][0] == (1, 2) and len(found) == 12
+    assert found[0][1] - found[0][2] == pytest.approx(1, abs=1e-6)
+    assert all(analytic == pytest.approx(numeric, abs=1e-6) for _, analytic, numeric in found[1:])
+
+
+class Bernoulli(Likelihood):
+    """p(x|z) = Bernoulli(sigmoid(a + b)) of x in [-1, 1] read as (x + 1) / 2, as a reader might put it in."""
+
+    def forward(self, a, x, train):
+        logits = a + self.b.value
+        target = (x + 1) / 2
+        self.da = (1 / (1 + np.exp(-logits)) - target) / len(a)
+        self.b.grad[...] = self.da.sum((0, 1, 2))
+        self.logits = logits
+        return (np.logaddexp(0, logits) - target * logits).sum((1, 2, 3))
+
+    def dx(self):
+        return -self.logits / (2 * len(self.logits))
+
+
+def test_another_likelihood_passes_with_its_own_dx(ops, monkeypatch, capsys):
+    monkeypatch.setattr(vae_module, "Likelihood", Bernoulli)
+    rows = checks.model_rows(ops, small_case())
+    assert checks.check("Bernoulli", rows, rows, ops.to_host), capsys.readouterr().out
+
+
+def test_encode_and_decode_give_arrays_of_the_callers(ops, rng):
+    vae = VAE((8, 8, 1), 3, ops, np.float64, widths=Widths((4, 5, 6), 7, (8, 6, 5)))
+    x = rng.uniform(-1, 1, (2, 8, 8, 1))
+    first = vae.encode(x)
+    kept = first.copy()
+    vae.encode(-x)
+    np.testing.assert_array_equal(first, kept)
+    first = vae.decode(kept)
+    kept = first.copy()
+    vae.decode(rng.standard_normal((2, 3)))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_encode_gives_the_mean(ops, rng):
+    vae = VAE((8, 8, 1), 3, ops, np.float64, widths=Widths((4, 5, 6), 7, (8, 6, 5)))
+    x = rng.uniform(-1, 1, (4, 8, 8, 1))
+    mean, s = vae.encoder.forward(x, train=False)
+    assert not np.allclose(mean, s)
+    np.testing.assert_array_equal(vae.encode(x), mean)
+
+
+def test_the_seed_decides_the_initial_weights(ops):
+    first, again, other = (VAE((8, 8, 1), 3, ops, seed=seed, widths=checks.SMALL).params.values for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    weights = VAE((8, 8, 1), 3, ops, seed=1, widths=checks.SMALL).params.trained[0].value
+    assert not np.isclose(first[: weights.size], other[: weights.size]).any()
 
 
 def test_encode_and_decode_do_not_depend_on_the_batch(ops, rng):

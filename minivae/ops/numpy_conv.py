@@ -1,7 +1,6 @@
-"""The three convolutions in NumPy, each one product of matrices; see numpy_ops for the shapes' letters.
+"""The three convolutions of plain.py on all cores, each one product of matrices, a piece of the batch at a time.
 
-im2col writes the window of big pixels that a small pixel sees into one row, zeros where it leaves the image; col2im,
-its adjoint, adds rows back to where they were read. With w as a matrix (k k I, O):
+With w as a matrix (k k I, O):
 
     conv: y = im2col(x) w      conv_dx: dx = col2im(dy w^T)      conv_dw: dw = im2col(x)^T dy
 """
@@ -13,14 +12,14 @@ from numpy.lib.stride_tricks import as_strided
 
 from minivae.ops.threads import parallel, scratch, split
 
-IMAGES = 16  # of one thread's piece: more would hardly speed up its products
-SUMS = 8  # of conv_dw, at most
+PIECE_IMAGES = 16  # of one thread's piece: more would hardly speed up its products
+PARTIAL_SUMS = 8  # of conv_dw, at most: what is added up at the same time
 
 
 def im2col(x, g, buffers):
     """The windows (N, h, w, k, k I) of x (N, H, W, I); `buffers` owns the memory."""
-    s, channels = g.stride, x.shape[3]
-    cols = buffers("cols", (len(x), g.out_height, g.out_width, g.kernel, g.kernel * channels), x.dtype)
+    s = g.stride
+    cols = buffers("cols", (len(x), g.out_height, g.out_width, g.kernel, g.kernel * x.shape[3]), x.dtype)
 
     def work(images):
         padded = _padded(x[images].shape, g, x.dtype)
@@ -28,22 +27,21 @@ def im2col(x, g, buffers):
         n, row, column, value = padded.strides
         cols[images] = as_strided(padded, cols[images].shape, (n, s * row, s * column, row, value))
 
-    parallel(work, split(len(x), IMAGES))
+    parallel(work, split(len(x), PIECE_IMAGES))
     return cols
 
 
 def conv(cols, w, g, y):
-    """y (N, h, w, O) = im2col(x) @ w."""
-
     def work(images):
         np.matmul(_rows(cols[images], 2), _rows(w), out=_rows(y[images]))
 
-    parallel(work, split(len(y), IMAGES))
+    parallel(work, split(len(y), PIECE_IMAGES))
 
 
 def conv_dx(dy, w, g, dx):
-    """dx (N, H, W, I) = col2im(dy @ w^T): the adjoint of conv in x, and a transposed convolution's forward."""
-    s, (k, _, channels, _) = g.stride, w.shape
+    s = g.stride
+    k = g.kernel
+    channels = w.shape[2]
 
     def work(images):
         small = dy[images]
@@ -58,13 +56,13 @@ def conv_dx(dy, w, g, dx):
                 rows[:, :, b // s : b // s + g.out_width, : taps.shape[3]] += taps
         dx[images] = _inside(padded, g)
 
-    parallel(work, split(len(dx), IMAGES))
+    parallel(work, split(len(dx), PIECE_IMAGES))
 
 
 def conv_dw(cols, dy, g, dw):
-    """dw (k, k, I, O) = im2col(x)^T @ dy: sums over parts of the batch at once, then added."""
-    pieces = split(len(dy), IMAGES)
-    sums = [dw, *scratch("dw", (min(SUMS, len(pieces)) - 1, *dw.shape), dw.dtype)]
+    """Several sums over parts of the batch at once, which are then added."""
+    pieces = split(len(dy), PIECE_IMAGES)
+    sums = [dw, *scratch("dw", (min(PARTIAL_SUMS, len(pieces)) - 1, *dw.shape), dw.dtype)]
 
     def work(i):
         for images in pieces[i :: len(sums)]:

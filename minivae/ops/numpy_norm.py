@@ -1,7 +1,7 @@
-"""Batch normalization in NumPy, forward and backward; see numpy_ops for the shapes' letters.
+"""Batch normalization on all cores, forward and backward; plain.py defines it.
 
-Arrays are walked as rows of about WIDE elements, with the channels' parameters tiled to that width: a ufunc reaches
-its full speed on inner loops of that length, and a row of C elements would make them C long.
+Arrays are walked as rows of about ROW_ELEMENTS, with the channels' parameters tiled to that width: a ufunc reaches its
+full speed on inner loops of that length, and a row of C elements would make them C long.
 """
 
 import numpy as np
@@ -10,15 +10,12 @@ from minivae.ops import BN_EPS
 from minivae.ops.plain import moving_average
 from minivae.ops.threads import parallel, scratch, split
 
-WIDE = 2048  # elements
-PIECE = 2**17  # elements of one thread's piece: its arrays fit in the caches, and it is worth waking a thread
+ROW_ELEMENTS = 2048
+PIECE_ELEMENTS = 2**17  # of one thread's piece: its arrays fit in the caches, and it is worth waking a thread
 
 
 def batch_moments(x, moments):
-    """moments (2, C) = mean and biased variance of x (..., C) over all but the channels.
-
-    conv, conv_dx and dense call it when given `moments`: on a GPU their epilogue has the values at hand.
-    Pieces have their own mean m_i and variance v_i; with their shares f_i of the rows
+    """From the mean m_i and the variance v_i of every piece; with f_i its fraction of the rows
 
         mean = sum f_i m_i      var = sum f_i (v_i + (m_i - mean)^2)
     """
@@ -34,17 +31,14 @@ def batch_moments(x, moments):
         variances[i] = _channel_dot(centred, centred, c) / (piece.size // c)
 
     parallel(work, range(len(pieces)))
-    shares = np.array([(p.stop - p.start) / len(wide) for p in pieces], x.dtype)
-    moments[0] = shares @ means
-    moments[1] = shares @ (variances + (means - moments[0]) ** 2)
+    fractions = np.array([(p.stop - p.start) / len(wide) for p in pieces], x.dtype)
+    moments[0] = fractions @ means
+    moments[1] = fractions @ (variances + (means - moments[0]) ** 2)
 
 
 def batch_norm(x, moments, gamma, beta, slope, y, moving=None, decay=1):
-    """y (..., C) = leaky(gamma (x - mean) / sqrt(var + 1e-3) + beta), leaky(u) = max(u, slope u); slope 1 for none.
-
-    Given `moving` (2, C) it does moving_average(moving, moments, decay) too: on a GPU that saves a launch.
-    """
-    wide, out = _wide(x, x.shape[-1]), _wide(y, x.shape[-1])
+    wide = _wide(x, x.shape[-1])
+    out = _wide(y, x.shape[-1])
     scale, offset = _scale_and_offset(moments, gamma, beta, wide)
 
     def work(piece):
@@ -59,27 +53,27 @@ def batch_norm(x, moments, gamma, beta, slope, y, moving=None, decay=1):
 
 
 def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
-    """The gradients of batch_norm; dx may be dy.  With n = (x - mean) rstd, u = gamma n + beta, M = x.size / C:
-
-        g = dy leaky'(u)      dgamma = sum g n      dbeta = sum g
-        dx = gamma rstd (g - dbeta / M - n dgamma / M)      train: mean and var depend on x
-        dx = gamma rstd g                                   test: they do not
-    """
+    """One pass finds the two sums of every piece and leaves g = dy leaky'(u) in dx; a second one finishes dx there."""
     c = x.shape[-1]
-    wide, given, out = _wide(x, c), _wide(dy, c), _wide(dx, c)
-    pieces, rstd = _pieces(wide), _rstd(moments)
-    mean, (scale, offset) = _tile(moments[0], wide), _scale_and_offset(moments, gamma, beta, wide)
+    wide = _wide(x, c)
+    given = _wide(dy, c)
+    out = _wide(dx, c)
+    pieces = _pieces(wide)
+    mean = _tile(moments[0], wide)
+    rstd = _rstd(moments)
+    scale, offset = _scale_and_offset(moments, gamma, beta, wide)
     sums, dots = np.empty((2, len(pieces), c), x.dtype)
 
     def reduce(i):
-        g, shape = out[pieces[i]], out[pieces[i]].shape
-        centred = np.subtract(wide[pieces[i]], mean, out=scratch("centred", shape, x.dtype))
+        g = out[pieces[i]]
+        centred = np.subtract(wide[pieces[i]], mean, out=scratch("centred", g.shape, x.dtype))
         if slope != 1:
-            u = np.multiply(wide[pieces[i]], scale, out=scratch("u", shape, x.dtype))
+            u = np.multiply(wide[pieces[i]], scale, out=scratch("u", g.shape, x.dtype))
             np.multiply(given[pieces[i]], _leaky_slope(np.add(u, offset, out=u), slope), out=g)
         elif out is not given:
             np.copyto(g, given[pieces[i]])
-        sums[i], dots[i] = _sum_rows(g, c), _channel_dot(g, centred, c)
+        sums[i] = _sum_rows(g, c)
+        dots[i] = _channel_dot(g, centred, c)
 
     parallel(reduce, range(len(pieces)))
     dbeta[...] = sums.sum(0)
@@ -121,16 +115,16 @@ def _scale_and_offset(moments, gamma, beta, wide):
 
 
 def _wide(x, c):
-    """x (..., C) as (M / r, r C), with r C near WIDE."""
+    """x (..., C), which has M rows, as (M / r, r C) with r C near ROW_ELEMENTS."""
     rows = x.size // c
-    r = max(WIDE // c, 1)
+    r = max(ROW_ELEMENTS // c, 1)
     while rows % r:
         r -= 1
     return x.reshape(rows // r, r * c)
 
 
 def _pieces(wide):
-    return split(len(wide), PIECE // wide.shape[1])
+    return split(len(wide), PIECE_ELEMENTS // wide.shape[1])
 
 
 def _tile(row, wide):

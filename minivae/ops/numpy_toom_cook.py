@@ -1,4 +1,4 @@
-"""The three convolutions in NumPy with fewer multiplications, for many channels; see numpy_ops for the shapes' letters.
+"""The three convolutions of plain.py with fewer multiplications, for many channels.
 
 The coefficients of the product of two polynomials are a convolution, and a polynomial of n coefficients is known by its
 values at n points: multiply values, not coefficients. Along a row of the image, a tile of four small pixels s, r taps w
@@ -11,11 +11,11 @@ Each convolution is this form's derivative in one of its three arguments, so the
 
     conv: s = S^T ((B b) (G w))      conv_dx: b = B^T ((S s) (G w))      conv_dw: w = G^T ((S s) (B b))
 
-with channels the product at a point is a matrix product. At stride s every s-th tap meets every s-th big column: a
-phase. A 5 x 5 kernel of stride 2 takes 5 + 6 products for a tile and a row of the kernel, not 20. Rows are the
-image's own, one row of the kernel after the other: in both directions the form needs fewer products still, but of
-matrices so small, and of so many weights, that they take longer. Values of both signs cancel, which costs digits: in
-float32 the relative error is below 1e-6 where it was 3e-7.
+With channels the product at a point is a product of matrices. At stride s every s-th tap meets every s-th big column: a
+phase. A 5 x 5 kernel of stride 2 takes 5 + 6 products for a tile and a row of the kernel instead of 20. The rows of the
+kernel are taken one after the other: the form in both directions needs still fewer products, but of matrices so small
+and of so many weights that they take longer. Values of both signs cancel, which costs digits: in float32 the relative
+error is below 1e-6, and that of the plain convolutions is 3e-7.
 Source: Toom (1963), Cook (1966); for networks Lavin and Gray, arXiv 1509.09308.
 """
 
@@ -32,22 +32,23 @@ from minivae.ops.threads import parallel, scratch, split
 TILE = 4  # small columns of a tile
 POINTS = (0, 1, -1, -2, 1 / 2)  # and infinity: these lose the fewest digits
 TAPS = 3  # of a phase, at most, for so many points
-LEAST = 32  # channels of the big side, below which the products are too small to pay for the transforms
-IMAGES = 64  # of one piece of the batch
-CHANNELS, ROWS = 64, 2  # of one thread's piece
+LEAST_CHANNELS = 32  # channels of the big side, below which the products are too small to pay for the transforms
+PIECE_IMAGES = 64
+PIECE_CHANNELS = 64  # of one thread's piece, as the rows
+PIECE_ROWS = 2
 
 
 def suits(g, channels):
     """Whether it is faster: with enough channels on the big side, and two thirds of the multiplications or less."""
     points = g.stride * (TILE - 1) + g.kernel
-    return channels >= LEAST and -(-g.kernel // g.stride) <= TAPS and 3 * points <= 2 * TILE * g.kernel
+    return channels >= LEAST_CHANNELS and -(-g.kernel // g.stride) <= TAPS and 3 * points <= 2 * TILE * g.kernel
 
 
 def im2col(x, g, buffers):
     """B b of every tile: a list of (images, array (points, row phases, h, tiles, n, I))."""
     form = _form(g, x.dtype)
     cols = [(images, buffers(("points", images.start), form.big_shape(images, x.shape[3]), x.dtype))
-            for images in split(len(x), IMAGES)]
+            for images in split(len(x), PIECE_IMAGES)]
 
     def work(task):
         (images, values), phase, row, part = task
@@ -55,7 +56,7 @@ def im2col(x, g, buffers):
         out = values[phase.points, row, part.start : part.start + pixels.shape[1]]
         np.matmul(phase.B, _flat(_gather(pixels, phase.big, form.tiles)), out=_flat(out))
 
-    parallel(work, list(product(cols, form.phases, range(g.stride), split(g.out_height, ROWS))))
+    parallel(work, list(product(cols, form.phases, range(g.stride), split(g.out_height, PIECE_ROWS))))
     return cols
 
 
@@ -78,13 +79,13 @@ def conv(cols, w, g, y):
                 y[images, rows, columns] = tile[:, some].transpose(2, 0, 1, 3)
 
         parallel(multiply, form.points)
-        parallel(finish, split(g.out_height, ROWS))
+        parallel(finish, split(g.out_height, PIECE_ROWS))
 
 
 def conv_dx(dy, w, g, dx):
     """dx = B^T ((S s) (G w))."""
     form = _form(g, dy.dtype)
-    for images in split(len(dx), IMAGES):
+    for images in split(len(dx), PIECE_IMAGES):
         values = _small_values(dy[images], form)
         products = scratch("products", form.big_shape(images, dx.shape[3]), dy.dtype)
 
@@ -106,7 +107,7 @@ def conv_dx(dy, w, g, dx):
                     out[:, :, columns] += tile[:, some].transpose(2, 0, 1, 3)
 
         parallel(multiply, form.points)
-        parallel(finish, list(product(range(g.stride), split(g.out_height, ROWS))))
+        parallel(finish, list(product(range(g.stride), split(g.out_height, PIECE_ROWS))))
 
 
 def conv_dw(cols, dy, g, dw):
@@ -126,7 +127,7 @@ def conv_dw(cols, dy, g, dw):
                           _stack(small_values[phase.points, small]), out=values)
                 add_product(phase.G.T, _flat(values), _flat(out), add)
 
-        parallel(work, list(product(form.phases, split(dw.shape[2], CHANNELS))))
+        parallel(work, list(product(form.phases, split(dw.shape[2], PIECE_CHANNELS))))
 
 
 def _weights(w, G):
@@ -143,7 +144,7 @@ def _small_values(y, form):
     def work(rows):
         np.matmul(form.S, _flat(_gather(y[:, rows], form.small, form.tiles)), out=_flat(values[:, rows]))
 
-    parallel(work, split(y.shape[1], ROWS))
+    parallel(work, split(y.shape[1], PIECE_ROWS))
     return values
 
 
