@@ -52,15 +52,14 @@ def test_turns_alternate(monkeypatch):
     assert order == [("a", gpu_step.WARM_UP), ("b", gpu_step.WARM_UP)] + 3 * [("a", 7), ("b", 7)]
 
 
-def test_the_readme_takes_the_tables(monkeypatch, tmp_path):
-    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+def test_the_readme_takes_the_tables(tmp_path):
     (tmp_path / "README.md").write_text("above\n<!-- gpu -->\nNot yet measured.\n<!-- /gpu -->\nbelow\n")
     step = {"batch": 64, "ms": {"minivae": 0.25, "compile": 0.5}, "peak_mb": {"minivae": 100, "compile": 200.4},
             "launches": 70, "failed": {"max-autotune": "RuntimeError: none"}}
     row = {"name": "gen/tconv1", "pass": "dw", "batch": 64, "minivae": 10.0, "cudnn": 12.5, "floor": None}
     text = gpu_step.report({"card": "CARD", "date": "DAY", "cupy": "14", "torch": "2", "cudnn": 9, "steps": [step],
                             "products": [row], "run": {"updates": 50_000, "batch": 64, "seconds": 12.34}})
-    readme.write_between("gpu", text)
+    readme.write_between("gpu", text, tmp_path / "README.md")
     written = (tmp_path / "README.md").read_text()
     for line in ("| 64 | 0.250 | 0.500 | - | 70 |", "| 64 | 100 | 200 | - |",
                  "| gen/tconv1 | dw | 10.0 | 12.5 | 1.25 | - |", "50,000 updates of batch 64", "12.3 s"):
