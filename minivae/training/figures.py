@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from minivae.files import replacing
+from minivae.ops import HALF_RANGE
 
 GRID_COLUMNS = 20
 
@@ -76,7 +77,7 @@ def draw_interpolation(path, vae, images, count=10, columns=12):
 
 def to_model(vae, images):
     """uint8 images as the model takes them: [-1, 1] in its dtype, on its device."""
-    return vae.ops.xp.asarray((images / 127.5 - 1).astype(vae.dtype))
+    return vae.ops.xp.asarray((images / HALF_RANGE - 1).astype(vae.dtype))
 
 
 def decode(vae, z):
@@ -88,7 +89,7 @@ def save_grid(path, images, columns, scale=2):
     n, height, width, channels = images.shape
     rows = -(-n // columns)
     grid = np.full((rows * columns, height + 2, width + 2, channels), 255, np.uint8)
-    grid[:n, 1:-1, 1:-1] = np.rint((np.clip(images, -1, 1) + 1) * 127.5)
+    grid[:n, 1:-1, 1:-1] = np.rint((np.clip(images, -1, 1) + 1) * HALF_RANGE)
     grid = grid.reshape(rows, columns, height + 2, width + 2, channels).swapaxes(1, 2)
     grid = grid.reshape(rows * (height + 2), columns * (width + 2), channels)
     picture = Image.fromarray(grid[..., 0] if channels == 1 else grid)
