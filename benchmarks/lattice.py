@@ -8,8 +8,6 @@ prints two tables of the runs, and writes them between the markers of docs/latti
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 from readme import table, write_between
 

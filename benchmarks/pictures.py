@@ -8,8 +8,6 @@ draws training images beside samples, and test images above their reconstruction
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 
 from minivae.images import data
