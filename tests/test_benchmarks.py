@@ -5,12 +5,16 @@ import sys
 from types import SimpleNamespace
 
 import gpu_step
+import lattice
+import numpy as np
+import pictures
 import pytest
 import readme
 import roofline
+from PIL import Image
 
 from minivae.ops import numpy_ops
-from minivae.vae import VAE
+from minivae.vae import VAE, Widths
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +56,14 @@ def test_turns_alternate(monkeypatch):
     assert order == [("a", gpu_step.WARM_UP), ("b", gpu_step.WARM_UP)] + 3 * [("a", 7), ("b", 7)]
 
 
-def test_the_readme_takes_the_tables(monkeypatch, tmp_path):
-    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+def test_the_readme_takes_the_tables(tmp_path):
     (tmp_path / "README.md").write_text("above\n<!-- gpu -->\nNot yet measured.\n<!-- /gpu -->\nbelow\n")
     step = {"batch": 64, "ms": {"minivae": 0.25, "compile": 0.5}, "peak_mb": {"minivae": 100, "compile": 200.4},
             "launches": 70, "failed": {"max-autotune": "RuntimeError: none"}}
     row = {"name": "gen/tconv1", "pass": "dw", "batch": 64, "minivae": 10.0, "cudnn": 12.5, "floor": None}
     text = gpu_step.report({"card": "CARD", "date": "DAY", "cupy": "14", "torch": "2", "cudnn": 9, "steps": [step],
                             "products": [row], "run": {"updates": 50_000, "batch": 64, "seconds": 12.34}})
-    readme.write_between("gpu", text)
+    readme.write_between("gpu", text, tmp_path / "README.md")
     written = (tmp_path / "README.md").read_text()
     for line in ("| 64 | 0.250 | 0.500 | - | 70 |", "| 64 | 100 | 200 | - |",
                  "| gen/tconv1 | dw | 10.0 | 12.5 | 1.25 | - |", "50,000 updates of batch 64", "12.3 s"):
@@ -113,3 +116,34 @@ def test_what_fails_does_not_lose_the_rest(monkeypatch, capsys):
 def test_a_part_that_is_missing_is_left_out():
     text = gpu_step.report(results(run={"updates": 50_000, "batch": 64, "seconds": 12.34}))
     assert "12.3 s" in text and "|" not in text
+
+
+def test_the_checkerboard_measure():
+    """Of a lattice of +-0.1 in [0, 1] every difference is 0.4; flat images, slopes and straight edges have none."""
+    row, column = np.mgrid[:8, :8]
+    images = np.zeros((2, 16, 16, 3))
+    images[:, 8:, 8:] += 0.2 * (-1.0) ** (row + column)[..., None]
+    images[:, :8, :8] += (0.05 * row - 0.02 * column)[..., None]
+    images[:, :8, 12:] = 0.7
+    np.testing.assert_allclose(lattice.checkerboard(images), [0, 0, 0, 1600], atol=1e-9)
+
+
+def test_where_the_variance_lies_and_what_noise_does():
+    """Both leave the model as it was."""
+    vae = VAE((16, 16, 3), 4, numpy_ops, widths=Widths((4, 5, 6), 7, (8, 6, 5)))
+    images = np.random.RandomState(0).randint(0, 256, (40, 16, 16, 3)).astype(np.uint8)
+    before = vae.params.values.copy(), vae.params.moving_statistics.copy()
+    *shares, tenth = lattice.concentration(vae, images)
+    assert sum(shares) == pytest.approx(1, abs=1e-5) and shares[0] < shares[3] and 0.1 < tenth < 1
+    z = np.random.RandomState(0).randn(10, 4)
+    assert (np.array(lattice.shaken(vae, z)) != lattice.checkerboard(lattice.figures.decode(vae, z))).all()
+    for array, old in zip((vae.params.values, vae.params.moving_statistics), before, strict=True):
+        np.testing.assert_array_equal(array, old)
+
+
+def test_pictures_side_by_side(tmp_path):
+    left, right = -np.ones((6, 8, 8, 3)), np.zeros((6, 8, 8, 3))
+    pictures.draw_beside(tmp_path / "beside.png", left, right, columns=3)
+    pixels = np.asarray(Image.open(tmp_path / "beside.png"))
+    assert pixels.shape == (2 * 20, 7 * 20, 3)
+    np.testing.assert_array_equal(pixels[10::20, 10::20, 0], 2 * [[0, 0, 0, 255, 128, 128, 128]])
