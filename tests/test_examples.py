@@ -26,6 +26,6 @@ def test_the_worked_example(rng, check):
 def test_the_tour(capsys):
     runpy.run_path(str(PAGE.parent / "examples" / "tour.py"))
     *_, by_hand, numeric = capsys.readouterr().out.splitlines()
-    found = [float(word.strip(",")) for word in (by_hand + numeric).split() if "." in word]
+    found = [float(word.strip(",")) for word in f"{by_hand} {numeric}".split() if "." in word]
     assert len(found) == 3
     np.testing.assert_allclose(found, found[0], rtol=1e-8)
