@@ -232,8 +232,8 @@ def sample(args):
 
 def reconstruct(args):
     run, vae = open_model(args)
+    from minivae.images.data import test_subset
     from minivae.training import figures
-    from minivae.training.loop import test_subset
 
     figures.draw_reconstructions(run / "reconstructions.png", vae, test_subset(matching_data(run).test.images))
     print_pictures(run, "reconstructions.png")
@@ -241,8 +241,8 @@ def reconstruct(args):
 
 def interpolate(args):
     run, vae = open_model(args)
+    from minivae.images.data import test_subset
     from minivae.training import figures
-    from minivae.training.loop import test_subset
 
     figures.draw_interpolation(run / "interpolation.png", vae, test_subset(matching_data(run).test.images))
     print_pictures(run, "interpolation.png")

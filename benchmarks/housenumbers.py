@@ -13,6 +13,7 @@ import numpy as np
 from readme import table
 
 from minivae.images import data, housenumbers
+from minivae.ops import HALF_RANGE
 from minivae.training import figures
 
 COUNT = 4000
@@ -51,7 +52,7 @@ def main(svhn, page):
     print(table(["median (5 %, 95 %)", "SVHN", "housenumbers"],
                 [[name, quantiles(of, real), quantiles(of, ours)] for name, of in STATISTICS.items()]))
     rows = [side[i : i + 10] for i in range(0, 100, 10) for side in (real, ours)]
-    figures.save_grid(Path(page), np.concatenate(rows) / 127.5 - 1, 20)
+    figures.save_grid(Path(page), np.concatenate(rows) / HALF_RANGE - 1, 20)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Updates per second with images in memory and with the same images streamed from their file, interleaved.
+"""What a step of training takes with images in memory and with the same images streamed from their file.
 
-    python benchmarks/streaming.py [--rounds 5] [--updates 40]
+    python benchmarks/streaming.py [--rounds 5] [--steps 40]
 
-prints the median of each and their ratio, and what looking for values that are not finite costs an update. The images
-are housenumbers, made on first use, the model is the default one, and each round times both, one after the other.
+prints the median of each and their ratio, and what looking for values that are not finite costs a step. The images are
+housenumbers, made on first use; the model is the default one; each round times both, one after the other.
 """
 
 import argparse
@@ -34,26 +34,25 @@ def seconds(function, count):
     return (time.perf_counter() - start) / count
 
 
-def main(rounds, updates):
+def main(rounds, steps):
     held = trainer()
-    memory, stream.memory = stream.memory, lambda: 0  # nothing fits
+    stream.MEMORY_FRACTION = 0  # nothing fits
     streamed = trainer()
-    stream.memory = memory
     assert isinstance(streamed.images, stream.Streamed)
     grads = held.vae.params.grads
     times = {"in memory": [], "streamed": [], "check": []}
     for _ in range(rounds):
-        times["in memory"].append(seconds(held.step, updates))
-        times["streamed"].append(seconds(streamed.step, updates))
-        times["check"].append(seconds(lambda: np.isfinite(np.dot(grads, grads)), updates))
+        times["in memory"].append(seconds(held.step, steps))
+        times["streamed"].append(seconds(streamed.step, steps))
+        times["check"].append(seconds(lambda: np.isfinite(np.dot(grads, grads)), steps))
     a, b, check = (statistics.median(times[name]) for name in ("in memory", "streamed", "check"))
-    print(f"an update of 64 images, median of {rounds} rounds of {updates}:")
+    print(f"a step with 64 images, median of {rounds} rounds of {steps}:")
     print(f"in memory {a * 1e3:.1f} ms, streamed {b * 1e3:.1f} ms: {100 * (b / a - 1):+.1f} %")
-    print(f"looking for values that are not finite {check * 1e3:.2f} ms: {100 * check / a:.2f} % of an update")
+    print(f"looking for values that are not finite {check * 1e3:.2f} ms: {100 * check / a:.2f} % of a step")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=40)
     main(**vars(parser.parse_args()))

@@ -155,7 +155,7 @@ def test_gpu_without_a_gpu_says_what_is_missing(folder, command, monkeypatch):
 
 
 def test_data_that_is_not_there(folder):
-    refused("--data", "nothing.npz", cwd=folder, says="does not exist")
+    refused("--data", "nothing.npz", cwd=folder, says="nothing.npz: No such file or directory")
 
 
 def test_data_that_changed_since(folder):

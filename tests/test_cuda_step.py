@@ -207,7 +207,7 @@ def test_a_failure_seen_late_stops_the_run(tmp_path):
 def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch, host, card):
     """A window of them at a time on the device, with the same bits as all of them there."""
     images = dataset().train.images
-    write_hdf5(tmp_path / "a.h5", "test", {"train": (images, None), "test": (images[:30] ^ 1, None)})
+    write_hdf5(tmp_path / "a.h5", "test", [("train", images, None), ("test", images[:30] ^ 1, None)])
     found = []
     for memory, room in ((2**40, 2 * images.nbytes), (host, card)):
         monkeypatch.setattr(stream, "memory", lambda memory=memory: memory)

@@ -4,12 +4,15 @@ import contextlib
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import resource
 import struct
+import tempfile
 import threading
 import zipfile
 import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -18,7 +21,7 @@ import scipy.io
 from PIL import Image
 
 from minivae.errors import UserError
-from minivae.images import data, readers
+from minivae.images import data, readers, stream
 
 
 @pytest.fixture
@@ -45,12 +48,14 @@ def write(kind, path, images, labels):
     if kind == "npz":
         np.savez_compressed(file, train=images, test=images, train_labels=labels, test_labels=labels)
     else:
-        data.write_hdf5(file, "test", {"train": (images, labels), "test": (images, labels)})
+        data.write_hdf5(file, "test", [("train", images, labels), ("test", images, labels)])
     return file, file
 
 
+@pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("kind", ["mat", "npz", "h5"])
-def test_every_kind_reads_back(tmp_path, images, kind):
+def test_every_kind_reads_back(tmp_path, images, kind, order):
+    images = np.array(images, order=order)
     labels = np.arange(40) % 10
     source, _ = write(kind, tmp_path, images, labels)
     found = data.load(str(source), None)
@@ -124,13 +129,44 @@ def test_damaged_images_thoroughly(tmp_path, rng, suffix):
 
 
 def test_a_folder_of_images(tmp_path, rng):
-    for i in range(20):
-        Image.fromarray(rng.integers(0, 256, (16, 8), np.uint8)).save(tmp_path / f"{i:02}.png")
+    """Whatever the order on the disk, the images are taken in the order of their paths."""
+    pictures = rng.integers(0, 256, (20, 16, 8), np.uint8)
+    (tmp_path / "1").mkdir()
+    for i in rng.permutation(20):
+        Image.fromarray(pictures[i]).save(tmp_path / f"{i // 10}{'/' if i >= 10 else ''}{i:02}.png")
+    (tmp_path / "notes.txt").write_text("no image")
     found = data.load(str(tmp_path), None)
-    assert found.train.images.shape == (18, 16, 8, 1) and found.test.images.shape == (2, 16, 8, 1)
-    assert "held out" in found.notes[0] and found.train.labels is None
+    order = np.random.RandomState(0).permutation(20)
+    np.testing.assert_array_equal(found.test.images, pictures[order[:2], ..., None])
+    np.testing.assert_array_equal(found.train.images, pictures[order[2:], ..., None])
+    assert "2 of 20 images, drawn at random, are held out" in found.notes[0]
+    assert found.train.labels is None
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "30.png")
-    refused(tmp_path, "30.png", "one size")
+    refused(tmp_path, "30.png is 8x8", "000.png 8x16", "one size")
+
+
+def test_labels_stay_with_their_images(tmp_path):
+    values = np.arange(40, dtype=np.uint8)
+    images = np.broadcast_to(values[:, None, None], (40, 8, 8))
+    np.savez(tmp_path / "a.npz", images=images, labels=values)
+    found = data.load(str(tmp_path / "a.npz"), None)
+    for split in (found.train, found.test):
+        np.testing.assert_array_equal(split.labels, split.images[:, 0, 0, 0])
+    assert sorted([*found.train.labels, *found.test.labels]) == list(range(40))
+    assert sorted(found.test.labels) != list(range(4))  # drawn from all of them, not the first
+
+
+def test_the_names_of_arrays_in_their_order(tmp_path, images):
+    """An .npz may hold other arrays besides, and what it calls train is taken before what it calls images."""
+    np.savez(tmp_path / "a.npz", images=images[:10], x_train=images[:20], train=images, x_test=images[5:8],
+             y_test=np.arange(3), labels=np.arange(40), other=np.zeros(3))
+    found = data.load(str(tmp_path / "a.npz"), None)
+    np.testing.assert_array_equal(found.train.images, images)
+    np.testing.assert_array_equal(found.train.labels, np.arange(40))
+    np.testing.assert_array_equal(found.test.images, images[5:8])
+    np.testing.assert_array_equal(found.test.labels, np.arange(3))
+    np.savez(tmp_path / "a.npz", x=images, other=images)
+    refused(tmp_path / "a.npz", "it holds x, other; name its images")
 
 
 def test_28x28_is_padded(tmp_path, rng):
@@ -142,11 +178,60 @@ def test_28x28_is_padded(tmp_path, rng):
     assert any("padded" in note for note in found.notes)
     rows = np.concatenate([found.train.images, found.test.images])[:, 2:-2, 2:-2, 0].reshape(30, -1)
     np.testing.assert_array_equal(np.unique(rows, axis=0), np.unique(grey.reshape(30, -1), axis=0))
+    for shape in ((30, 28, 32), (30, 32, 28)):
+        np.savez(tmp_path / "a.npz", images=np.zeros(shape, np.uint8))
+        refused(tmp_path / "a.npz", f"{shape[1]}x{shape[2]} pixels")
 
 
-def test_floats(tmp_path):
-    np.savez(tmp_path / "a.npz", images=np.linspace(0, 1, 10 * 64).reshape(10, 8, 8))
-    assert data.load(str(tmp_path / "a.npz"), None).train.images.max() <= 255
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int16, np.uint32, np.int64])
+def test_other_types_give_back_each_level(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 1000)  # several chunks
+    levels = np.tile(np.arange(256, dtype=np.uint8), 10).reshape(10, 16, 16)
+    saved = levels.astype(kind) / kind(255) if np.issubdtype(kind, np.floating) else levels.astype(kind)
+    np.savez(tmp_path / "a.npz", train=saved, test=saved)
+    found = data.load(str(tmp_path / "a.npz"), None)
+    assert saved.dtype == kind
+    np.testing.assert_array_equal(found.train.images, levels[..., None])
+
+
+def test_floats_become_the_nearest_level(tmp_path, rng):
+    levels = rng.integers(1, 255, (20, 8, 8))
+    np.savez(tmp_path / "a.npz", train=(levels + rng.uniform(-0.49, 0.49, levels.shape)) / 255, test=levels)
+    np.testing.assert_array_equal(data.load(str(tmp_path / "a.npz"), None).train.images, levels[..., None])
+
+
+@pytest.mark.parametrize("change", [
+    lambda x: x, lambda x: x[..., 0], lambda x: x / 255, lambda x: x[:, :8, :8].repeat(4, 1).repeat(4, 2)[:, :28, :28],
+])
+@pytest.mark.parametrize("splits", [("train", "test"), ("train",)])
+def test_sha256_is_that_of_the_images_given(tmp_path, images, change, splits, monkeypatch):
+    """Also when they were converted, padded or held out; it is computed once for each split, if that can be."""
+    changed = change(images)
+    data.write_hdf5(tmp_path / "a.h5", "test", [(split, changed, None) for split in splits])
+    hashed = []
+    monkeypatch.setattr(stream, "chunks", lambda x, chunks=stream.chunks: hashed.append(x.shape) or chunks(x))
+    found = data.load(str(tmp_path / "a.h5"), None)
+    if changed is images and "test" in splits:
+        assert hashed == [images.shape] * 2
+    for split in (found.train, found.test):
+        expected = hashlib.sha256(repr(split.images.shape).encode() + split.images.tobytes()).hexdigest()
+        assert split.sha256 == expected
+
+
+def test_npz_images_are_hashed_once(tmp_path, images, monkeypatch):
+    source, _ = write("npz", tmp_path, images, np.arange(40))
+    hashed = []
+    monkeypatch.setattr(stream, "chunks", lambda x, chunks=stream.chunks: hashed.append(x.shape) or chunks(x))
+    data.load(str(source), None)
+    assert hashed == [images.shape] * 2
+
+
+def test_the_test_subset():
+    """The reference's 5,000 images in the reference's order; all of them where there are fewer."""
+    images = np.arange(6000)
+    subset = data.test_subset(images)
+    np.testing.assert_array_equal(subset, np.random.RandomState(0).permutation(6000)[:5000])
+    np.testing.assert_array_equal(np.sort(data.test_subset(images[:7])), images[:7])
 
 
 @pytest.mark.parametrize("content, word", [
@@ -155,11 +240,11 @@ def test_floats(tmp_path):
     (np.zeros((20, 8), np.uint8), "(N, H, W"),
     (np.zeros((0, 8, 8, 3), np.uint8), "no images"),
     (np.zeros((1, 8, 8, 3), np.uint8), "at least 10"),
-    (np.full((20, 8, 8, 3), np.nan), "finite"),
+    (np.full((20, 8, 8, 3), np.nan), "from nan to nan"),
     (np.full((20, 8, 8, 3), 255.0), "from 0 to 1"),
     (np.full((20, 8, 8, 3), 300), "from 0 to 255"),
     (np.full((20, 8, 8, 3), "a"), "uint8"),
-    (np.full((20, 8, 8, 3), {}, object), "pickled"),
+    (np.full((20, 8, 8, 3), {}, object), "Object arrays"),
 ])
 def test_wrong_arrays(tmp_path, content, word):
     np.savez(tmp_path / "a.npz", images=content)
@@ -178,15 +263,13 @@ def test_wrong_labels(tmp_path, labels, word):
 @pytest.mark.parametrize("kind", ["mat", "h5"])
 @pytest.mark.parametrize("change, word", [
     (lambda x: x[..., :2], "(N, H, W, 3)"), (lambda x: x[:0], "no images"), (lambda x: x[:, :7], "8 divides"),
-    (lambda x: np.where(x > 300, x, np.nan), "finite"), (lambda x: x * np.inf, "finite"), (lambda x: x[:1], "least 2"),
+    (lambda x: np.where(x > 300, x, np.nan), "nan"), (lambda x: x * np.inf, "nan"), (lambda x: x[:1], "least 2"),
     (lambda x: x / 100, "from 0 to 1"), (lambda x: x.astype(np.int16) - 300, "from 0 to 255"),
 ])
 def test_wrong_arrays_in_every_kind_of_file(tmp_path, images, kind, change, word):
     with np.errstate(invalid="ignore"):
         changed = change(images)
     source, file = write(kind, tmp_path, changed, np.zeros(len(changed), int))
-    if kind == "mat" and len(changed) == 0:
-        word = "holds no images"
     refused(source, word, file.name)
 
 
@@ -223,6 +306,23 @@ def server():
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
+
+
+def test_svhn_extra_trains_on_the_extra_split(tmp_path, rng, monkeypatch):
+    """Files of the right md5 are not downloaded again."""
+    monkeypatch.setattr(data, "SVHN_URL", "http://127.0.0.1:9/")
+    saved = {}
+    for split in ("train", "test", "extra"):
+        path = tmp_path / f"{split}_32x32.mat"
+        saved[split] = rng.integers(0, 256, (32, 32, 3, 12), np.uint8)
+        scipy.io.savemat(path, {"X": saved[split], "y": np.arange(1, 13)[:, None] % 10 + 1})
+        monkeypatch.setitem(data.SVHN_MD5, split, hashlib.md5(path.read_bytes()).hexdigest())
+    for source, train in (("svhn", "train"), ("svhn-extra", "extra")):
+        found = data.load(source, tmp_path)
+        np.testing.assert_array_equal(found.train.images, saved[train].transpose(3, 0, 1, 2))
+        np.testing.assert_array_equal(found.test.images, saved["test"].transpose(3, 0, 1, 2))
+        np.testing.assert_array_equal(found.train.labels, np.array([2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3]))
+        assert found.name == source
 
 
 def test_half_a_download_is_never_taken_for_the_whole(tmp_path, server, monkeypatch):
@@ -293,34 +393,49 @@ def test_headers_that_claim_terabytes(tmp_path, little_memory):
             del f[f"train/{split}"]
             f.create_dataset(f"train/{split}", (10**9, 32, 32, 3), np.uint8, chunks=(1, 32, 32, 3))
         refused(tmp_path / "a.h5", "claims")
+    with h5py.File(tmp_path / "a.h5", "w") as f:  # not empty: 3,000 bytes for each that is stored
+        f.create_dataset("train/images", (10**5, 32, 32, 3), np.uint8, chunks=(33, 32, 32, 3))[0] = 1
+    refused(tmp_path / "a.h5", "claims 307,200,000 bytes")
     for name, shape, dtype in (("images", (10**9, 32, 32, 3), "|u1"), ("labels", (10**12,), "<f8"),
                                ("other", (10**12,), "<f8"), ("images", (2**62, 2**62), "|u1")):
         huge_npz(tmp_path / "a.npz", name, shape, dtype)
-        refused(tmp_path / "a.npz", "claims")
+        refused(tmp_path / "a.npz", "a.npz")
     for name in ("X", "y"):
         huge_mat(tmp_path / "train_32x32.mat", name)
-        refused(tmp_path, "claims", "train_32x32.mat")
+        refused(tmp_path, "train_32x32.mat")
     (tmp_path / "pictures").mkdir()
     for size in ((2**20, 2**20), (12_000, 12_000), (2**31 - 1, 2**31 - 1)):
         huge_png(tmp_path / "pictures" / "a.png", *size)
         refused(tmp_path / "pictures", "a.png")
 
 
-def test_a_pickle_is_never_loaded(tmp_path):
+def test_images_packed_very_tightly_are_read(tmp_path):
+    """As tightly as deflate can: one colour, in chunks of megabytes."""
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        for split, count in (("train", 2**26 // 3072 + 1), ("test", 2)):
+            f.create_dataset(f"{split}/images", data=np.zeros((count, 32, 32, 3), np.uint8), compression=9,
+                             chunks=(min(count, 2000), 32, 32, 3))
+        stored = f["train/images"].id.get_storage_size()
+    assert 900 * stored < 2**26
+    assert len(data.load(str(tmp_path / "a.h5"), None).train.images) == 2**26 // 3072 + 1
+
+
+def test_a_pickle_is_never_loaded(tmp_path, images):
     """Not one of the arrays, whatever its name; reading it would make a file."""
     class Trap:
         def __reduce__(self):
             return open, (str(tmp_path / "trapped"), "w")
 
-    for names in ("train", "labels", "other"):
-        arrays = {"train": np.zeros((20, 8, 8), np.uint8), names: np.array([Trap()], object)}
-        np.savez(tmp_path / "a.npz", **arrays)
-        refused(tmp_path / "a.npz", "pickled objects, which are never loaded")
+    for name in ("train", "labels"):
+        np.savez(tmp_path / "a.npz", **{"train": images, name: np.array([Trap()], object)})
+        refused(tmp_path / "a.npz", "Object arrays cannot be loaded")
+    np.savez(tmp_path / "a.npz", train=images, other=np.array([Trap()], object))
+    data.load(str(tmp_path / "a.npz"), None)
     (tmp_path / "a.npz").write_bytes(pickle.dumps(Trap()))
     refused(tmp_path / "a.npz", "cannot be read")
     np.save(tmp_path / "b.npy", np.array([Trap()], object))
     (tmp_path / "b.npy").rename(tmp_path / "a.npz")
-    refused(tmp_path / "a.npz", "cannot be read")
+    refused(tmp_path / "a.npz", "cannot be read (File is not a zip file)")
     assert not (tmp_path / "trapped").exists()
 
 
@@ -337,7 +452,48 @@ def test_files_of_another_kind(tmp_path):
     refused(tmp_path / "kind", "it holds Z, not X and y")
     refused(tmp_path / "a.npz", "cannot be read")
     refused(tmp_path / "a.txt", "a folder, an .npz or an .h5")
-    refused(tmp_path / "empty", "neither")
+    refused(tmp_path / "empty", "no image files")
+    (tmp_path / "empty" / "test_32x32.mat").write_bytes(b"")
+    refused(tmp_path / "empty", "train_32x32.mat cannot be read (No such file")
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        f["images"] = np.zeros((20, 8, 8, 3), np.uint8)
+    refused(tmp_path / "a.h5", "a.h5: it holds no train/images")
+    refused(tmp_path / "gone", "No such file", "housenumbers, svhn or svhn-extra")
+
+
+@pytest.fixture
+def another_user():
+    """A folder that everybody may read, while we are not root."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        if os.geteuid() != 0:
+            yield Path(name)
+            return
+        os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(0)
+
+
+def test_what_may_not_be_read_says_so(another_user, images):
+    """An image, a folder of images inside another, the folder itself, a file in it, an .npz, an .h5."""
+    inner = another_user / "outer" / "inner"
+    inner.mkdir(parents=True)
+    for i in range(12):
+        Image.fromarray(images[i]).save(inner / f"{i:02}.png")
+    assert len(data.load(str(inner.parent), None).train.images) == 11
+    for path in (inner / "03.png", inner, inner.parent):
+        mode = path.stat().st_mode
+        path.chmod(0)
+        refused(inner.parent, f"{path} cannot be read (Permission denied); give a path that can be")
+        if path.suffix == "":
+            refused(path / "a.npz", "Permission denied")
+        path.chmod(mode)
+    for kind in ("npz", "h5"):
+        source, file = write(kind, another_user, images, None if kind == "h5" else np.arange(40))
+        file.chmod(0)
+        refused(source, f"{file} cannot be read (Permission denied)")
 
 
 def test_an_altered_h5_is_noticed(tmp_path, images):

@@ -1,8 +1,11 @@
 """Images of our own making: the same bytes each time, legible, with SVHN's look in numbers, kept in a file."""
 
+import os
+
 import numpy as np
 import pytest
 
+from minivae.errors import UserError
 from minivae.images import data, housenumbers
 
 
@@ -50,10 +53,50 @@ def test_the_look(made, name, of, low, high):
     assert low < np.median(of(x, x.mean(3))) < high
 
 
-def test_housenumbers_are_kept(tmp_path, monkeypatch):
+@pytest.fixture
+def few(monkeypatch):
     monkeypatch.setattr(housenumbers, "COUNTS", {"train": 30, "test": 10})
+
+
+def test_housenumbers_are_kept(tmp_path, few, monkeypatch):
     first = data.load("housenumbers", tmp_path)
     monkeypatch.setattr(housenumbers, "make", None)
     second = data.load("housenumbers", tmp_path)
     assert first.train.sha256 == second.train.sha256 and len(first.test.images) == 10
     assert [p.name for p in tmp_path.iterdir()] == ["housenumbers.h5"]
+
+
+def test_a_damaged_file_says_how_to_get_another(tmp_path, few):
+    path = tmp_path / "housenumbers.h5"
+    path.write_bytes(b"not HDF5")
+    with pytest.raises(UserError, match="housenumbers.h5 cannot be read.*if you delete .*, it is made again"):
+        data.load("housenumbers", tmp_path)
+    path.unlink()
+    assert len(data.load("housenumbers", tmp_path).train.images) == 30
+
+
+def test_what_is_being_made_in_words(few, tmp_path, monkeypatch, capsys):
+    """A bar on a terminal, one line elsewhere."""
+    bars = []
+
+    def tqdm(iterable, description, **options):
+        bars.append(description)
+        return housenumbers_tqdm(iterable, description, **options)
+
+    housenumbers_tqdm = housenumbers.tqdm
+    monkeypatch.setattr(housenumbers, "tqdm", tqdm)
+    data.load("housenumbers", tmp_path)
+    assert bars == ["making the train images", "making the test images"]
+    written = capsys.readouterr()
+    assert written.out == f"making the housenumbers images, once, into {tmp_path / 'housenumbers.h5'}\n"
+    assert written.err == ""
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(housenumbers, "make", None)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"housenumbers.h5.{os.getpid()}.part").mkdir()  # even root cannot write there
+    for folder in ("file", "data"):
+        with pytest.raises(UserError, match=f"cannot write .*{folder}"):
+            data.load("housenumbers", tmp_path / folder)

@@ -369,7 +369,7 @@ def test_a_folder_of_another_user(ops, frequent, disk):
         with pytest.raises(UserError, match="cannot make the run directory.*--out"):
             Run.create(disk / "other", "x", config())
         with pytest.raises(UserError, match="cannot write .*a.h5"):
-            data.write_hdf5(disk / "a.h5", "x", {"train": (np.zeros((2, 8, 8, 3), np.uint8), None)})
+            data.write_hdf5(disk / "a.h5", "x", [("train", np.zeros((2, 8, 8, 3), np.uint8), None)])
     finally:
         os.seteuid(0)
 

@@ -1,8 +1,10 @@
 """Data that do not fit in memory: the same batches and bits as in memory, under a limit that the file exceeds."""
 
+import os
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import h5py
@@ -10,7 +12,6 @@ import numpy as np
 import pytest
 from test_train import config
 
-from minivae.density import card
 from minivae.errors import UserError
 from minivae.images import data, stream
 from minivae.training.loop import Trainer
@@ -28,7 +29,7 @@ def images(rng):
 def both(tmp_path, images, monkeypatch):
     """The same data set in memory and streamed."""
     path = tmp_path / "a.h5"
-    data.write_hdf5(path, "test", {"train": (images, None), "test": (images[::-3] ^ 1, None)})
+    data.write_hdf5(path, "test", [("train", images, None), ("test", images[::-3] ^ 1, None)])
     held = data.load(str(path), None)
     monkeypatch.setattr(stream, "memory", lambda: 1000)
     return held, data.load(str(path), None)
@@ -59,7 +60,7 @@ def test_any_layout_inside_the_file(tmp_path, images, options, monkeypatch):
 @pytest.mark.parametrize("part", [2**25, 5000])
 def test_training_gives_the_same_bits(both, ops, monkeypatch, part):
     """Whatever the window; also when it starts in the middle of one, as after a resume."""
-    monkeypatch.setattr("minivae.training.loop.PART", part)
+    monkeypatch.setattr("minivae.training.loop.CHUNK_BYTES", part)
     held, streamed = (small(d, ops) for d in both)
     for t in (held, streamed):
         for _ in range(3):
@@ -72,11 +73,14 @@ def test_training_gives_the_same_bits(both, ops, monkeypatch, part):
     np.testing.assert_array_equal(held.test_losses(), streamed.test_losses())
 
 
-def test_evaluation_reads_streamed_images(both, images):
+def test_overlap_is_found_in_streamed_images(both, images, monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK_BYTES", 7 * 192)  # chunks of 7 images, the last one shorter
     for d in both:
-        card.refuse_overlap(d.train.images, d.test.images)
-        with pytest.raises(UserError, match="1 of 2 test images occur.*image 1 first"):
-            card.refuse_overlap(d.train.images, np.stack([images[0] ^ 1, images[7]]))
+        data.refuse_overlap(d)
+        for repeated in (0, 7, 99):
+            d.test.images = np.stack([images[0] ^ 1, images[repeated]])
+            with pytest.raises(UserError, match="1 of 2 test images occur.*image 1 first"):
+                data.refuse_overlap(d)
 
 
 def test_a_file_that_ends_while_it_is_read(both, ops, tmp_path):
@@ -84,19 +88,92 @@ def test_a_file_that_ends_while_it_is_read(both, ops, tmp_path):
     t.step()
     with open(tmp_path / "a.h5", "r+b") as f:
         f.truncate(3000)
-    with pytest.raises(UserError, match="a.h5 cannot be read any more.*put it back"):
+    with pytest.raises(UserError, match="a.h5 can no longer be read.*restore it, then resume"):
         for _ in range(20):
             t.step()
 
 
+@pytest.mark.parametrize("chunks", [None, (1, 8, 8, 3)])
+def test_no_zeros_are_read_from_a_file_that_became_shorter(tmp_path, images, chunks, monkeypatch):
+    monkeypatch.setattr(stream, "memory", lambda: 1000)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as f:
+        for split in ("train", "test"):
+            f.create_dataset(f"{split}/images", data=images, chunks=chunks)
+    size = path.stat().st_size
+    train = data.load(str(path), None).train.images
+    np.testing.assert_array_equal(train[:], images)
+    with open(path, "r+b") as f:
+        f.truncate(size // 2)
+    for row in range(100):
+        with pytest.raises(UserError, match="can no longer be read"):
+            train[row : row + 1]
+
+
+def test_memory_is_the_least_of_the_limits():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = 2**33
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert 0 < stream.memory() <= min(limit, machine)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_images_up_to_a_quarter_of_the_memory_are_held(tmp_path, images, monkeypatch):
+    data.write_hdf5(tmp_path / "a.h5", "test", [("train", images, None), ("test", images[:4], None)])
+    for memory, kind in ((4 * images.nbytes, np.ndarray), (4 * images.nbytes - 1, stream.Streamed)):
+        monkeypatch.setattr(stream, "memory", lambda memory=memory: memory)
+        found = data.load(str(tmp_path / "a.h5"), None)
+        assert isinstance(found.train.images, kind) and isinstance(found.test.images, np.ndarray)
+
+
+def test_the_hash_depends_on_the_shape(images):
+    assert len({stream.sha256(images.reshape(shape)) for shape in ((100, 8, 8, 3), (100, 64, 3), (50, 384))}) == 3
+
+
+def test_chunks_are_the_images_in_turn(images, monkeypatch):
+    for size, largest in ((1, 1), (5 * 192, 5), (10**6, 100)):
+        monkeypatch.setattr(stream, "CHUNK_BYTES", size)
+        chunks = list(stream.chunks(images))
+        np.testing.assert_array_equal(np.concatenate(chunks), images)
+        assert {len(chunk) for chunk in chunks} == {largest}
+
+
+def test_the_prefetcher():
+    """Each window is made once when they come in turn, the next one in the background; errors reach who asks."""
+    made = []
+    taken = []
+
+    def make(window):
+        if window == 3:
+            raise ValueError("three")
+        made.append((window, threading.current_thread()))
+        return -window
+
+    prefetcher = stream.Prefetcher(make, taken.append)
+    for window in (0, 1, 2):
+        prefetcher(window)
+    with pytest.raises(ValueError, match="three"):
+        prefetcher(3)
+    prefetcher(7)
+    prefetcher(0)
+    prefetcher.pool.shutdown()
+    assert taken == [0, -1, -2, -7, 0]
+    assert [window for window, _ in made] == [0, 1, 2, 7, 8, 0, 1]
+    assert threading.main_thread() not in {thread for _, thread in made}
+
+
 def test_what_cannot_be_streamed_says_so(tmp_path, images, monkeypatch):
     monkeypatch.setattr(stream, "memory", lambda: 1000)
-    for name, content in (("floats", images / 255), ("flat", images[..., 0])):
+    small = np.zeros((20, 28, 28, 3), np.uint8)
+    for name, content in (("floats", images / 255), ("flat", images[..., 0]), ("28x28", small)):
         with h5py.File(tmp_path / f"{name}.h5", "w") as f:
             f["train/images"] = f["test/images"] = content
         with pytest.raises(UserError, match="does not fit in memory.*uint8"):
             data.load(str(tmp_path / f"{name}.h5"), None)
-    data.write_hdf5(tmp_path / "alone.h5", "test", {"train": (images, None)})
+    data.write_hdf5(tmp_path / "alone.h5", "test", [("train", images, None)])
     with pytest.raises(UserError, match="add a group named test"):
         data.load(str(tmp_path / "alone.h5"), None)
 

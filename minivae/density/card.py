@@ -4,7 +4,6 @@ A row says what it is: exact, a lower bound, a lower bound on average (its avera
 an upper one. Nats are those of the density of x in [-1, 1]^D; bits per dimension those of the pixels in [0, 256]^D.
 """
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -15,14 +14,13 @@ from matplotlib.ticker import MaxNLocator
 
 from minivae.density import baselines, estimates
 from minivae.density.estimates import Model, Noise, log_mean_exp, scaled
-from minivae.errors import UserError
 from minivae.files import replacing, write_text
+from minivae.images.data import refuse_overlap
 
 AVERAGE = "lower bound on average"
 DRAWS = 10  # of z for each image's ELBO
 NAIVE = 1000  # of z for naive Monte Carlo
 GAUSSIAN_IMAGES = 20000  # at most, for the Gaussian baseline
-HASHED = 4096  # images read at once
 CPU = {"images": 1000, "importance": 100, "ais_images": 16, "ais_chains": 4, "ais_steps": 50}  # minutes
 GPU = {"images": 1000, "importance": 1000, "ais_images": 64, "ais_chains": 16, "ais_steps": 1000}
 
@@ -30,10 +28,10 @@ GPU = {"images": 1000, "importance": 1000, "ais_images": 64, "ais_chains": 16, "
 def evaluate(run, trainer, dataset, images, importance, ais_images, ais_chains, ais_steps, seed):
     """Print the card of a loaded trainer's model and write it into the run directory; return it as a dictionary.
 
-    images: of the test split as train.test_subset orders it; ais_images: how many of those AIS sees. UserError if a
+    images: of the test split as data.test_subset orders it; ais_images: how many of those AIS sees. UserError if a
     test image occurs in the training set, or the files cannot be written.
     """
-    refuse_overlap(dataset.train.images, dataset.test.images)
+    refuse_overlap(dataset)
     model, train = Model(trainer.vae, 64 if trainer.ops.xp is np else 1024), dataset.train.images
     test = trainer.test_images[:images]
     size = math.prod(test.shape[1:])
@@ -58,22 +56,6 @@ def evaluate(run, trainer, dataset, images, importance, ais_images, ais_chains, 
     draw(run / "density.png", card)
     write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
     return card
-
-
-def refuse_overlap(train, test):
-    """UserError if an image is in both: a density of training images says nothing about others."""
-    of_test = list(hashes(test))
-    known = set(of_test).intersection(hashes(train))
-    found = [i for i, digest in enumerate(of_test) if digest in known]
-    if found:
-        raise UserError(f"{len(found)} of {len(test)} test images occur in the training set, image {found[0]} first; "
-                        "remove them from one of the two, or no density of the test images means anything")
-
-
-def hashes(images):
-    """The sha256 of each image, read in blocks: the images need not fit in memory."""
-    for start in range(0, len(images), HASHED):
-        yield from (hashlib.sha256(image).digest() for image in np.ascontiguousarray(images[start : start + HASHED]))
 
 
 def sigma_value(vae):

@@ -5,35 +5,39 @@ every point of its cell to its strokes. An image looks distances up through an a
 centred digit and the neighbours that the frame cuts off, and turns them into ink on a plate, with colours, a shadow,
 light and noise; a camera of few pixels then takes the picture, which is scaled up to 32x32. Sizes, colours and
 sharpness are set to SVHN's statistics (benchmarks/housenumbers.py), contrast somewhat higher and neighbours fewer, so
-that a short training learns digits. All images of a part are made at once.
+that a short training learns digits.
 """
 
 from functools import lru_cache
 
 import numpy as np
+from tqdm import tqdm
 
 SIZE = 32
 COUNTS = {"train": 20_000, "test": 5_000}
 ALPHABETS = 48
-CELL, MARGIN = 64, 0.4  # a bank cell: CELL x CELL points over [-MARGIN, 1 + MARGIN]^2, the digit in [0, 1]^2
-PART = 100  # images made at once: their pixels stay in the cache
+CELL = 64  # a bank cell is CELL x CELL points over [-MARGIN, 1 + MARGIN]^2, with the digit in [0, 1]^2
+MARGIN = 0.4
+CHUNK_IMAGES = 100  # made at a time: their pixels stay in the processor's cache
 FREQUENCY = np.array([7, 19, 14, 12, 10, 9, 8, 8, 7, 6]) / 100  # of 0 ... 9 on houses: numbers begin at 1
 LENGTHS = np.array([14, 50, 28, 7, 1]) / 100  # of numbers of 1 ... 5 digits, counted by digit
 WIDTH = np.array([0.6, 0.3, 0.6, 0.6, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6], np.float32)  # of a digit in its unit square
 WARM, GREEN = np.array([[1, 0, -1], [-0.5, 1, -0.5]], np.float32)  # the two directions of colour at one brightness
 
 
-def make(split, seed=0, count=None, progress=iter):
-    """images (N, 32, 32, 3) uint8 and labels (N,) uint8 of "train" or "test".
+def make(split, seed=0, count=None):
+    """images (N, 32, 32, 3) uint8 and labels (N,) uint8 of "train" or "test"; N is `count`, or COUNTS[split].
 
-    The same seed gives the same bytes on the same machine. `progress` wraps the iterator over parts (a progress bar).
+    The same seed gives the same bytes on the same machine. A terminal shows a progress bar.
     """
     count = COUNTS[split] if count is None else count
-    bank, cameras = _bank(seed), _cameras()
-    images, labels = np.empty((count, SIZE, SIZE, 3), np.uint8), np.empty(count, np.uint8)
-    for part in progress(range(0, count, PART)):
-        draw = Draw([seed, list(COUNTS).index(split), part], min(PART, count - part))
-        rows = slice(part, part + draw.n)
+    bank = _bank(seed)
+    cameras = _cameras()
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    labels = np.empty(count, np.uint8)
+    for start in tqdm(range(0, count, CHUNK_IMAGES), f"making the {split} images", disable=None):
+        draw = Draw([seed, list(COUNTS).index(split), start], min(CHUNK_IMAGES, count - start))
+        rows = slice(start, start + draw.n)
         images[rows], labels[rows] = _images(draw, bank, cameras)
     return images, labels
 
@@ -42,7 +46,9 @@ class Draw:
     """One random value for each of n images, float32 (n, 1, 1, 1), ready to be spread over their pixels."""
 
     def __init__(self, seed, n):
-        self.rng, self.n, self.shape = np.random.default_rng(seed), n, (n, 1, 1, 1)
+        self.rng = np.random.default_rng(seed)
+        self.n = n
+        self.shape = (n, 1, 1, 1)
 
     def uniform(self, low, high):
         return self.rng.uniform(low, high, self.shape).astype(np.float32)
@@ -61,8 +67,8 @@ class Draw:
 def _arc(cx, cy, rx, ry, start, stop, boxy, points=13):
     """Points of a superellipse from angle start to stop, in degrees, 0 to the right and 90 down."""
     t = np.radians(np.linspace(start, stop, points))
-    c, s = np.cos(t), np.sin(t)
-    return np.stack([cx + rx * np.sign(c) * np.abs(c) ** boxy, cy + ry * np.sign(s) * np.abs(s) ** boxy], -1)
+    direction = np.stack([np.cos(t), np.sin(t)], -1)
+    return [cx, cy] + np.sign(direction) * [rx, ry] * np.abs(direction) ** boxy
 
 
 def _strokes(digit, rng, boxy):
@@ -122,7 +128,8 @@ def _bank(seed):
             along = np.concatenate([np.diff(line, axis=0) for line in lines]).T[..., None].astype(np.float32)
             first = np.concatenate([np.arange(len(line) - 1) == 0 for line in lines])[:, None]
             last = np.roll(first, -1)  # a line ends where the next begins
-            to, square = points - start, (along**2).sum(0) + 1e-9
+            to = points - start
+            square = (along**2).sum(0) + 1e-9
             t = (to * along).sum(0) / square
             beyond = first * np.minimum(t, 0) + last * np.maximum(t - 1, 0)  # an end, where the pen is cut off blunt
             away = np.square((to - np.clip(t, 0, 1) * along) * stress).sum(0) + 8 * square * beyond**2
@@ -145,7 +152,8 @@ def _cameras():
 
 def _images(draw, bank, cameras):
     """images (n, 32, 32, 3) and labels (n,), uint8."""
-    rng, n = draw.rng, draw.n
+    rng = draw.rng
+    n = draw.n
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)[..., None] - (SIZE - 1) / 2
     labels = rng.choice(10, (3, n), p=FREQUENCY)  # the centred digit, its left and its right neighbour
     ink = _ramp(_distances(draw, bank, labels, x, y) / 1.1)
@@ -172,36 +180,45 @@ def _images(draw, bank, cameras):
 
 def _distances(draw, bank, labels, x, y):
     """Pixels (n, 32, 32, 1) from the nearest digit's edge, negative inside the ink."""
-    rng, n = draw.rng, draw.n
-    height, aspect = draw.uniform(19, 25), draw.uniform(0.64, 0.92)
-    slant, turn = draw.normal(0.07), draw.normal(0.06)
-    pen, gap = height * draw.uniform(0.05, 0.115), height * draw.uniform(0.05, 0.25)
-    x, y = x - draw.normal(0.7), y - draw.normal(0.7)
-    alphabet = rng.integers(0, ALPHABETS, n)
-    length = rng.choice(len(LENGTHS), n, p=LENGTHS) + 1
-    place = rng.integers(0, length)  # of the centred digit in its number
-    nearest = np.full((n, SIZE, SIZE), np.inf, np.float32)
+    height = draw.uniform(19, 25)
+    aspect = draw.uniform(0.64, 0.92)
+    slant = draw.normal(0.07)
+    turn = draw.normal(0.06)
+    pen = height * draw.uniform(0.05, 0.115)
+    gap = height * draw.uniform(0.05, 0.25)
+    x = x - draw.normal(0.7)
+    y = y - draw.normal(0.7)
+    alphabet = draw.rng.integers(0, ALPHABETS, draw.n)
+    length = draw.rng.choice(len(LENGTHS), draw.n, p=LENGTHS) + 1
+    place = draw.rng.integers(0, length)  # of the centred digit in its number
+    nearest = np.full((draw.n, SIZE, SIZE), np.inf, np.float32)
     for digit, offset in zip(labels, (0, -1, 1), strict=True):
         there = (place + offset >= 0) & (place + offset < length)
-        step = (WIDTH[labels[0]] + WIDTH[digit])[:, None, None, None] / 2 * height * aspect + 2 * pen + gap
-        u, v = x + turn * y - offset * step, y - turn * x
-        at = (u + slant * v) / (height * aspect), v / height
-        at = [(w[there, ..., 0] + (0.5 + MARGIN)) * ((CELL - 1) / (1 + 2 * MARGIN)) for w in at]
-        found = _look_up(bank, (alphabet * 10 + digit)[there, None, None], *at)
+        spacing = (WIDTH[labels[0]] + WIDTH[digit])[:, None, None, None] / 2 * height * aspect + 2 * pen + gap
+        v = y - turn * x
+        u = x + turn * y - offset * spacing + slant * v
+        column, row = ((at[there, ..., 0] + (0.5 + MARGIN)) * ((CELL - 1) / (1 + 2 * MARGIN))
+                       for at in (u / (height * aspect), v / height))
+        found = _look_up(bank, (alphabet * 10 + digit)[there, None, None], column, row)
         nearest[there] = np.minimum(nearest[there], found)
     return nearest[..., None] * height - pen
 
 
-def _look_up(bank, cell, u, v):
-    """bank's cell at column u and row v, bilinear; far away outside the cell."""
-    outside = (u < 0) | (v < 0) | (u > CELL - 1.001) | (v > CELL - 1.001)
-    u, v = np.clip(u, 0, CELL - 1.001), np.clip(v, 0, CELL - 1.001)
-    i, j = v.astype(np.int32), u.astype(np.int32)
-    v, u = v - i, u - j
-    flat, at = bank.reshape(-1), (cell * CELL + i) * CELL + j
-    top = flat[at] * (1 - u) + flat[at + 1] * u
-    low = flat[at + CELL] * (1 - u) + flat[at + CELL + 1] * u
-    found = top * (1 - v) + low * v
+def _look_up(bank, cell, column, row):
+    """The bank's cell at fractional columns and rows, bilinear; infinity outside the cell."""
+    largest = CELL - 1.001
+    outside = (column < 0) | (row < 0) | (column > largest) | (row > largest)
+    column = np.clip(column, 0, largest)
+    row = np.clip(row, 0, largest)
+    i = row.astype(np.int32)
+    j = column.astype(np.int32)
+    down = row - i
+    right = column - j
+    flat = bank.reshape(-1)
+    at = (cell * CELL + i) * CELL + j
+    top = flat[at] * (1 - right) + flat[at + 1] * right
+    low = flat[at + CELL] * (1 - right) + flat[at + CELL + 1] * right
+    found = top * (1 - down) + low * down
     found[outside] = np.inf
     return found
 

@@ -1,31 +1,59 @@
-"""Readers of image files, one for each kind, each a list of (images, labels or None, path): training, then test images.
+"""Readers, one for each kind of file: they return a list of the training and the test Split.
 
-Whatever a file holds, a reader returns or raises UserError, and allocates nothing that the file's size does not back.
+A reader returns or raises UserError, whatever its file holds; not every file has a test Split.
 """
 
 import contextlib
 import math
-import struct
-import tokenize
+import os
 import warnings
 import zipfile
-import zlib
+from dataclasses import dataclass
+from pathlib import Path
 
+import h5py
 import numpy as np
 
 from minivae.errors import UserError
 from minivae.images.stream import Streamed, must_stream, sha256
 
-NAMES = {  # arrays of an .npz: (images, labels) in the order tried
-    "train": (("train", "train_images", "x_train", "images"), ("train_labels", "y_train", "labels")),
-    "test": (("test", "test_images", "x_test"), ("test_labels", "y_test")),
-}
+NAMES = [  # that arrays in an .npz may have: (images, labels) of each split, in the order tried
+    (("train", "train_images", "x_train", "images"), ("train_labels", "y_train", "labels")),
+    (("test", "test_images", "x_test"), ("test_labels", "y_test")),
+]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # whatever the suffix says
-GREY, COLOUR = {"1", "L", "LA"}, {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}  # modes with 8 bits at most
-LARGEST_RATIO = 1100  # deflate cannot pack tighter: a header that claims more than this times its file lies
+GREY_MODES = {"1", "L", "LA"}
+COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}  # as Pillow calls them
+LARGEST_RATIO = 1100  # of bytes to bytes stored: deflate cannot pack tighter
 HARMLESS = 2**26  # bytes that any file may claim
-PART = 1000  # images rearranged at a time
+CHUNK_IMAGES = 1000  # rearranged at a time
+
+
+@dataclass
+class Split:
+    """images (N, H, W, C) uint8, labels (N,) int64 or None, sha256 of the images' shape and bytes.
+
+    Of images, only shape, len and images[slice or array of rows] are used, so they may be Streamed.
+    A reader's own Splits hold what `path` holds, of any type and shape, and sha256 if it is known.
+    """
+
+    images: np.ndarray | Streamed
+    labels: np.ndarray | None
+    sha256: str | None = None
+    path: Path | None = None
+
+
+def read(path):
+    """The Splits of a file or folder; UserError if it is of no kind that can be read."""
+    if path.is_dir():
+        if any(path.glob("*_32x32.mat")):
+            return mat([path / "train_32x32.mat", path / "test_32x32.mat"])
+        return folder(path)
+    kinds = {".npz": npz, ".h5": hdf5, ".hdf5": hdf5}
+    if path.suffix not in kinds:
+        raise UserError(f"{path} is of a kind that is not read; give a folder, an .npz or an .h5")
+    return kinds[path.suffix](path)
 
 
 def mat(paths):
@@ -37,136 +65,128 @@ def mat(paths):
         with reading(path), open(path, "rb") as f:  # opened here: scipy would look for other names
             shapes = {name: shape for name, shape, _ in scipy.io.whosmat(f)}
             if not {"X", "y"} <= set(shapes):
-                raise ValueError(f"it holds {', '.join(shapes) or 'nothing'}, not X and y")
-            for name in ("X", "y"):
-                check_claim(shapes[name], path.stat().st_size)
+                raise UserError(f"it holds {', '.join(shapes) or 'nothing'}, not X and y; give "
+                                "SVHN's own files")
             content = scipy.io.loadmat(f, variable_names=["X", "y"])
-            x, y = content.pop("X"), content.pop("y").ravel()
+            x = content.pop("X")
+            y = content.pop("y").ravel()
             if x.ndim != 4:
-                raise ValueError(f"X has shape {x.shape}, not (H, W, C, N)")
-            splits.append((_images_first(x), np.where(y == 10, 0, y), path))
+                raise UserError(f"X has shape {x.shape}, not (H, W, C, N); give SVHN's own files")
+            splits.append(Split(_images_first(x), np.where(y == 10, 0, y), path=path))
     return splits
 
 
 def _images_first(x):
-    """(H, W, C, N) in MATLAB's order -> (N, H, W, C) in C's: image by image, in the same memory where that can be."""
+    """(H, W, C, N) in MATLAB's order -> (N, H, W, C) in C's, in the same memory where possible."""
     images = x.transpose(3, 0, 1, 2)
     if not (x.flags.f_contiguous and x.flags.writeable):
         return np.ascontiguousarray(images)
     out = x.T.reshape(images.shape)  # each image's bytes stay where they are, in another order
-    for i in range(0, len(out), PART):
-        out[i : i + PART] = images[i : i + PART].copy()
+    for i in range(0, len(out), CHUNK_IMAGES):
+        out[i : i + CHUNK_IMAGES] = images[i : i + CHUNK_IMAGES].copy()
     return out
 
 
 def npz(path):
+    """Arrays under one of NAMES."""
+    splits = []
     with reading(path):
-        names = _npz_names(path)
+        zipfile.ZipFile(path).close()  # np.load would take other kinds of file as well
         with np.load(path, allow_pickle=False) as f:
-            splits = []
-            for images, labels in NAMES.values():
-                found = next((n for n in images if n in names), None)
-                if found:
-                    label = next((n for n in labels if n in names), None)
-                    splits.append((f[found], f[label] if label else None, path))
-    if not splits or not set(NAMES["train"][0]) & set(names):
-        raise UserError(f"{path} holds {', '.join(names) or 'nothing'}; name its images train and test, or images")
+            for of_images, of_labels in NAMES:
+                images = next((f[name] for name in of_images if name in f), None)
+                labels = next((f[name] for name in of_labels if name in f), None)
+                if images is not None:
+                    splits.append(Split(images, labels, path=path))
+                elif not splits:
+                    raise UserError(f"it holds {', '.join(f) or 'nothing'}; name its images train "
+                                    "and test, or images")
     return splits
-
-
-def _npz_names(path):
-    """The arrays' names, each header held against what the file holds, before anything is allocated."""
-    names, lib = [], np.lib.format
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            with archive.open(info) as f:
-                version = lib.read_magic(f)
-                shape, _, dtype = (lib.read_array_header_1_0 if version == (1, 0) else lib.read_array_header_2_0)(f)
-            if dtype.hasobject:
-                raise ValueError(f"{info.filename} holds pickled objects, which are never loaded")
-            check_claim((*shape, dtype.itemsize), info.compress_size)
-            names.append(info.filename.removesuffix(".npy"))
-    return names
 
 
 def hdf5(path):
-    """The layout of data/README.md. A split that would take too much memory stays in the file, as Streamed."""
-    import h5py
-
-    with reading(path), contextlib.ExitStack() as closing:
-        f = closing.enter_context(h5py.File(path, "r"))
-        if "train" not in f:
-            raise ValueError("it holds no group named train; see data/README.md")
-        splits = [(*_group(f[split]), path) for split in ("train", "test") if split in f]
-        if any(isinstance(images, Streamed) for images, *_ in splits):
-            closing.pop_all()  # open as long as it is read
-    return splits
+    """The layout of data/README.md. Images that would take too much memory become Streamed."""
+    with reading(path), h5py.File(path, "r") as f:
+        if "train/images" not in f:
+            raise UserError("it holds no train/images; data/README.md describes the layout")
+        return [_group(f[name], path) for name in ("train", "test") if f"{name}/images" in f]
 
 
-def _group(group):
-    images, labels = group["images"], group.get("labels")
+def _group(group, path):
+    images = group["images"]
+    labels = group.get("labels")
     for dataset in (images, labels):
         if dataset is not None:
             check_claim((*dataset.shape, dataset.dtype.itemsize), dataset.id.get_storage_size())
     labels = None if labels is None else labels[()]
-    if must_stream(images):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:3] == (28, 28):
-            raise MemoryError
-        images = Streamed(images)
-    else:
+    if not must_stream(images):
         images = images[()]
-    if group.attrs.get("sha256", None) not in (None, sha256(images)):
-        raise ValueError(f"{group.name[1:]}/images does not match its sha256: the file was altered")
-    return images, labels
+    elif images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:3] == (28, 28):
+        raise MemoryError
+    else:
+        images = Streamed(images)
+    expected = group.attrs.get("sha256")
+    found = None if expected is None else sha256(images)
+    if found != expected:
+        raise UserError(f"{group.name[1:]}/images does not match its sha256; restore the file, "
+                        "which was altered or damaged")
+    return Split(images, labels, found, path)
 
 
 def folder(path):
+    """Every image file in a folder and the folders in it, in the order of their paths."""
     from PIL import Image
 
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    with reading(path):
+        files = [Path(parent, name) for parent, _, names in os.walk(path, onerror=_raise)
+                 for name in names]
+    files = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise UserError(f"{path} holds neither train_32x32.mat nor image files; give a folder that does")
+        raise UserError(f"{path} holds no image files and no train_32x32.mat; give another")
     images = None
     for i, file in enumerate(files):
         with reading(file), Image.open(file, formats=IMAGE_FORMATS) as image:
-            check_claim((image.height, image.width, 4), file.stat().st_size)
-            if image.mode not in GREY | COLOUR:
-                raise ValueError(f"its pixels are of mode {image.mode}: save it with 8 bits for each value")
-            grey = image.mode in GREY if images is None else images.shape[3] == 1
-            pixels = np.asarray(image.convert("L" if grey else "RGB")).reshape(image.height, image.width, -1)
-            if images is None:
-                images = np.empty((len(files), *pixels.shape), np.uint8)
-            if pixels.shape != images.shape[1:]:
-                raise ValueError(f"it is {image.width}x{image.height}, the first image "
-                                 f"{images.shape[2]}x{images.shape[1]}: all must be of one size")
-            images[i] = pixels
-    return [(images, None, path)]
+            if image.mode not in GREY_MODES | COLOUR_MODES:
+                raise UserError(f"its pixels have mode {image.mode}; save it with 8 bits a channel")
+            grey = image.mode in GREY_MODES if images is None else images.shape[3] == 1
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+            pixels = pixels.reshape(image.height, image.width, -1)
+        if images is None:
+            images = np.empty((len(files), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            raise UserError(f"{file} is {image.width}x{image.height}, but {files[0]} "
+                            f"{images.shape[2]}x{images.shape[1]}; scale all images to one size")
+        images[i] = pixels
+    return [Split(images, None, path=path)]
+
+
+def _raise(error):
+    raise error
 
 
 @contextlib.contextmanager
 def reading(path):
-    """Whatever the libraries raise for a damaged file, as one line. They raise these, and no others, when fuzzed."""
-    from PIL.Image import DecompressionBombError
-    from scipy.io.matlab import MatReadError
-
+    """Whatever goes wrong with `path` becomes a UserError that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the one line is enough
             yield
-    except FileNotFoundError as e:
-        raise UserError(f"{path} is missing; put it there or give another --data") from e
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
     except MemoryError as e:
-        raise UserError(f"{path} does not fit in memory; write its images into an .h5, uint8 (N, H, W, C) as "
-                        "data/README.md says: those are read as they are needed") from e
-    except (OSError, ValueError, KeyError, TypeError, EOFError, IndexError, OverflowError, RuntimeError,
-            AttributeError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
-            DecompressionBombError, MatReadError) as e:
+        raise UserError(f"{path} does not fit in memory; write its images into an .h5, as uint8 "
+                        "(N, H, W, C) and as data/README.md says, to have them streamed") from e
+    except Exception as e:  # for damaged bytes the libraries raise more than a dozen kinds
+        if isinstance(e, OSError) and e.errno:
+            raise UserError(f"{e.filename or path} cannot be read ({os.strerror(e.errno)}); give a path "
+                            "that can be") from e
         reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise UserError(f"{path} cannot be read ({reason}); it may be damaged or of another kind: make it anew") from e
+        raise UserError(f"{path} cannot be read ({reason}); put a good copy in its place, or save "
+                        "its images as data/README.md says") from e
 
 
 def check_claim(sizes, stored):
     """ValueError if the product of `sizes`, in bytes, cannot come from `stored` bytes of a file."""
     claim = math.prod(int(n) for n in sizes)
     if claim > max(LARGEST_RATIO * stored, HARMLESS):
-        raise ValueError(f"its header claims {claim:,} bytes, which {stored:,} bytes of a file cannot hold")
+        raise ValueError(f"its header claims {claim:,} bytes, but it stores {stored:,}")

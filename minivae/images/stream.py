@@ -1,7 +1,7 @@
-"""Images that do not fit in memory: they stay in their HDF5 file and are read as updates need them.
+"""Images that do not fit in memory: they stay in their HDF5 file and are read when they are needed.
 
-Training sees the same batches, in the same order and with the same bits, as it does with images in memory: which
-images an update takes follows from seed and update alone (philox.choose), and only where they lie differs.
+Training sees the same batches, in the same order and with the same bits, as it does with images in
+memory: which images a step takes follows from the seed and the step alone (philox.choose).
 """
 
 import hashlib
@@ -10,17 +10,19 @@ import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
 
+import h5py
 import numpy as np
 
 from minivae.errors import UserError
 
-SHARE = 4  # of the memory there is, images in memory may take one part of so many
-PART = 2**25  # bytes of images that are held at a time
+MEMORY_FRACTION = 1 / 4  # of memory() that images held in memory may take
+CHUNK_BYTES = 2**25  # of images that are read or converted at a time
 
 
 def memory():
-    """Bytes that this process may use: the machine's, its container's or its own limit, whichever is least."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), resource.getrlimit(resource.RLIMIT_AS)[0]]
+    """Bytes that this process may use: the least of the machine's, its container's and its own."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [machine, resource.getrlimit(resource.RLIMIT_AS)[0]]
     try:
         with open("/sys/fs/cgroup/memory.max") as f:
             limits.append(int(f.read()))
@@ -31,67 +33,74 @@ def memory():
 
 def must_stream(dataset):
     """Whether an HDF5 dataset is too large to be held in memory."""
-    return SHARE * dataset.nbytes > memory()
+    return dataset.nbytes > MEMORY_FRACTION * memory()
 
 
-def parts(images):
-    """The images in turn, as arrays of at most PART bytes (and at least one image)."""
-    step = max(1, PART // max(1, images[:1].nbytes))
-    return (images[i : i + step] for i in range(0, len(images), step))
+def chunks(images):
+    """The images in turn, as arrays of at most CHUNK_BYTES, but of at least one image."""
+    count = max(1, CHUNK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(images), count):
+        yield np.ascontiguousarray(images[start : start + count])
 
 
 def sha256(images):
-    """The hash of the images' shape, as Python writes the tuple, and their bytes."""
+    """The hash in hexadecimal of the images' shape, as Python writes the tuple, and their bytes."""
     digest = hashlib.sha256(repr(images.shape).encode())
-    for part in parts(images):
-        digest.update(np.ascontiguousarray(part))
+    for chunk in chunks(images):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
 class Streamed:
-    """Images (N, H, W, C) uint8 of an open HDF5 dataset: shape, len and [slice or array of rows], as an array has.
+    """Images (N, H, W, C) uint8 of an HDF5 dataset, with an array's shape, len and [slice or rows].
 
-    A contiguous dataset is read around HDF5, which costs microseconds an image; other layouts through it.
+    A contiguous dataset is read around HDF5, in microseconds an image, other layouts through HDF5.
+    UserError if the file has become shorter: a memory map would end the process, HDF5 return zeros.
     """
 
     def __init__(self, dataset):
-        self.dataset, self.shape, self.path = dataset, dataset.shape, dataset.file.filename
+        self.path = dataset.file.filename
+        self.shape = dataset.shape
+        self.dataset = h5py.File(self.path, "r")[dataset.name]  # a file of its own: it stays open
         self.offset = None if dataset.external else dataset.id.get_offset()
         self.descriptor = os.open(self.path, os.O_RDONLY)
+        self.file_size = os.fstat(self.descriptor).st_size
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, rows):
         rows = np.array(range(len(self))[rows] if isinstance(rows, slice) else rows, np.int64)
-        images, size = np.empty((len(rows), *self.shape[1:]), np.uint8), math.prod(self.shape[1:])
-        order = np.argsort(rows)  # the file's: disks like it
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        size = math.prod(self.shape[1:])
         try:
-            for i, row in zip(order.tolist(), rows[order].tolist(), strict=True):
+            for i in np.argsort(rows).tolist():  # in the file's order, which disks read fastest
+                row = int(rows[i])
                 if self.offset is None:
                     self.dataset.read_direct(images, row, i)
-                elif os.preadv(self.descriptor, [images[i]], self.offset + row * size) < size:
-                    raise OSError("it ends early")
+                else:
+                    os.preadv(self.descriptor, [images[i]], self.offset + row * size)
+            if os.fstat(self.descriptor).st_size < self.file_size:
+                raise OSError("it has become shorter")
         except OSError as e:
-            raise UserError(f"{self.path} cannot be read any more ({e}); put it back as it was, then go on") from e
+            raise UserError(f"{self.path} can no longer be read ({e}); restore it, then resume the "
+                            "run") from e
         return images
 
 
-class Ahead:
-    """take(make(window)), with make begun in the background one window ahead: while the updates of the last are made.
+class Prefetcher:
+    """take(make(window)), with make(window) run in the background since the last window was taken.
 
-    No two of the calls to make overlap, and take has returned before the next window is begun.
+    Calls to make never overlap, and take has returned before make begins the next window.
     """
 
     def __init__(self, make, take):
-        self.make, self.take, self.pool = make, take, ThreadPoolExecutor(1)
-        self.window = self.made = None
+        self.make = make
+        self.take = take
+        self.pool = ThreadPoolExecutor(1)
+        self.begun = {}
 
     def __call__(self, window):
-        if self.window != window:
-            self._begin(window)
-        self.take(self.made.result())
-        self._begin(window + 1)
-
-    def _begin(self, window):
-        self.window, self.made = window, self.pool.submit(self.make, window)
+        made = self.begun.get(window) or self.pool.submit(self.make, window)
+        self.take(made.result())
+        self.begun = {window + 1: self.pool.submit(self.make, window + 1)}

@@ -10,13 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from minivae.adam import Adam
-from minivae.images.stream import PART, Ahead, Streamed
+from minivae.images.data import test_subset
+from minivae.images.stream import CHUNK_BYTES, Prefetcher, Streamed
 from minivae.ops.philox import STREAMS, choose
 from minivae.training import checkpoint, figures, finite
 from minivae.vae import VAE, Widths
 
-TEST_IMAGES = 5000  # at most, of RandomState(0).permutation(test), in batches of TEST_BATCH, as the reference does
-TEST_BATCH = 200
+TEST_BATCH = 200  # as the reference has it
 LONGEST_WINDOW = 1000  # updates whose images are drawn at a time
 
 
@@ -40,7 +40,7 @@ class Trainer:
         self.device_test = xp.asarray(self.test_images)
         updates = min(config.log_every, LONGEST_WINDOW)
         if isinstance(self.images, Streamed) or xp is not np and 2 * self.images.nbytes > ops.Landing.room():
-            updates = max(1, min(updates, PART // (n * math.prod(config.shape))))
+            updates = max(1, min(updates, CHUNK_BYTES // (n * math.prod(config.shape))))
             self.index = xp.arange(updates * n, dtype=np.int32).reshape(updates, n)
             self.device_images = self.changing = xp.zeros((updates * n, *config.shape), np.uint8)
             make = self.draw_images
@@ -49,10 +49,10 @@ class Trainer:
             self.device_images = xp.asarray(self.images)
             make = self.draw_batches
         if xp is np:
-            self.ahead = Ahead(make, lambda made: np.copyto(self.changing, made))
+            self.ahead = Prefetcher(make, lambda made: np.copyto(self.changing, made))
         else:
             landing = ops.Landing(self.changing)
-            self.ahead = Ahead(lambda window: landing.fill(make(window)), lambda _: landing.take())
+            self.ahead = Prefetcher(lambda window: landing.fill(make(window)), lambda _: landing.take())
         self.history = xp.zeros((config.log_every, 2), np.float64)
         self.x, self.eps = xp.zeros((n, *config.shape), dtype), xp.zeros((n, config.latent), dtype)
         self.test_buffers = ops.Buffers()
@@ -127,10 +127,6 @@ class Trainer:
             losses = self.vae.forward(x, eps, train=False)
             total += [ops.to_host(loss).sum(dtype=np.float64) for loss in losses]
         return total / n
-
-
-def test_subset(images):
-    return images[np.random.RandomState(0).permutation(len(images))[:TEST_IMAGES]]
 
 
 class Signals:
