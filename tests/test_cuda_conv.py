@@ -90,12 +90,14 @@ def test_large_tiles(to_device, rng, monkeypatch):
 def test_every_kernel_has_a_case():
     """Among the convolutions above."""
     found = set()
-    for (images, g, inputs, outputs), op, multiprocessors, tensor, moments in itertools.product(
-            [*RAGGED, LARGE], ("CONV", "CONV_DX", "CONV_DW"), (132, 1), (True, False), (True, False)):
-        plan = cuda_conv._plan(op, np.dtype(np.float32), g, images, inputs, outputs, True,
-                               moments and op != "CONV_DW", tensor, multiprocessors)
+    for (images, g, inputs, outputs), op, multiprocessors, (dtype, tensor), moments in itertools.product(
+            [*RAGGED, LARGE], ("CONV", "CONV_DX", "CONV_DW"), (132, 1),
+            (("float32", True), ("float32", False), ("float64", False)), (True, False)):
+        plan = cuda_conv._plan(op, np.dtype(dtype), g, images, inputs, outputs, True, moments and op != "CONV_DW",
+                               tensor, multiprocessors)
         found.add((plan.source, plan.name))
-    assert found == {(source, name) for source in (cuda_conv.TENSOR, cuda_conv.PLAIN) for name in source.names}
+    sources = cuda_conv.TENSOR, cuda_conv.SINGLE, cuda_conv.DOUBLE
+    assert found == {(source, name) for source in sources for name in source.names}
 
 
 @pytest.mark.parametrize("to_device", [2, pytest.param("gpu", marks=pytest.mark.gpu)], ids=str, indirect=True)

@@ -1,7 +1,8 @@
 """From a .cu file to a launch: compiling, argument types, device memory, and the one place that knows CuPy.
 
-NVRTC's cache of compiled kernels does not look into included files, so a source is one text: the typedef of T,
-device.h, then the files of kernels/. Kernels are taken by name expression, so templates need no wrapper.
+NVRTC's cache of compiled kernels does not look into included files, so a source is one text: the typedef of T and the
+constants that kernels share with Python, device.h, then the files of kernels/. Kernels are taken by name expression,
+so templates need no wrapper.
 """
 
 from pathlib import Path
@@ -30,8 +31,11 @@ def use(array_module, raw_module, compute_capability=90, multiprocessor_count=13
     stream: the current one, on which everything runs; None for a stand-in, which has no graphs to replay.
     """
     global xp, capability, multiprocessors, _raw_module, _stream, _generation
-    xp, capability, multiprocessors = array_module, compute_capability, multiprocessor_count
-    _raw_module, _stream = raw_module, stream
+    xp = array_module
+    capability = compute_capability
+    multiprocessors = multiprocessor_count
+    _raw_module = raw_module
+    _stream = stream
     _generation += 1
 
 
@@ -75,16 +79,22 @@ class Source:
     """Files of kernels/ compiled as one text, at the first launch with each dtype.
 
     names: every kernel launched from it, as C++ names it: "adam", "batch_norm<4>".
+    constants: what the kernels share with Python, by name; an int is an int there, a float is a T.
     """
 
-    def __init__(self, *files, names):
-        self.files, self.names = files, names
+    def __init__(self, *files, names, **constants):
+        self.files = files
+        self.names = names
+        self.constants = constants
         self._functions = {}
 
     def code(self, dtype):
-        """The text that is compiled for T = float or double."""
+        """The text that is compiled for T = float or double. Its first line defines T and the constants."""
         scalar = {"float32": "float", "float64": "double"}[np.dtype(dtype).name]
-        return f"typedef {scalar} T;\n" + "".join((KERNELS / f).read_text() for f in ("device.h", *self.files))
+        first_line = f"typedef {scalar} T;"
+        for name, value in self.constants.items():
+            first_line += f" constexpr {'int' if isinstance(value, int) else 'T'} {name} = {value};"
+        return first_line + "\n" + "".join((KERNELS / f).read_text() for f in ("device.h", *self.files))
 
     def launch(self, name, dtype, grid, block, *args, shared=0):
         """Start kernel `name` on the current stream: `grid` blocks of `block` threads (numbers or tuples).

@@ -1,8 +1,7 @@
 // The latent code and the image: reparameterization and KL, tanh and ln p(x|z), each with its gradient in the same
 // pass. Each kernel quotes the NumPy lines of numpy_ops.py that it replaces.
 
-constexpr int THREADS = 256;  // of the kernels with one block
-constexpr int LANES = 192;    // of tanh_gaussian's block, at most: a multiple of 1, 2, 3, 4 and 6 channels
+constexpr T SIGMA_FLOOR2 = SIGMA_FLOOR * SIGMA_FLOOR;
 
 __device__ __forceinline__ T softplus(T s) { return (s > 0 ? s : 0) + log1p(exp(-fabs(s))); }
 __device__ __forceinline__ T sigmoid(T s) { return 1 / (1 + exp(-s)); }
@@ -10,13 +9,13 @@ __device__ __forceinline__ T sigmoid(T s) { return 1 / (1 + exp(-s)); }
 // var = np.logaddexp(s, 0) + VAR_FLOOR; z = mean + np.sqrt(var) * eps; kl = terms.sum(1) / 2, where
 // terms = mean**2 + var - 1 - np.log(var) if analytic else z**2 - eps**2 - np.log(var)
 // A warp for each image, since an image has about ten latents: its lanes take them in turn and add by shuffles.
-__global__ void latent(const T* mean, const T* s, const T* eps, int analytic, T floor, int images, int size, T* z,
-                       T* var, T* kl) {
+__global__ void latent(const T* mean, const T* s, const T* eps, int analytic, int images, int size, T* z, T* var,
+                       T* kl) {
   const int image = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
   if (image >= images) return;
   T sum = 0;
   for (int i = image * size + lane; i < (image + 1) * size; i += 32) {
-    const T v = softplus(s[i]) + floor, code = mean[i] + sqrt(v) * eps[i];
+    const T v = softplus(s[i]) + VAR_FLOOR, code = mean[i] + sqrt(v) * eps[i];
     var[i] = v;
     z[i] = code;
     sum += (analytic ? mean[i] * mean[i] + v - 1 : code * code - eps[i] * eps[i]) - log(v);
@@ -80,7 +79,7 @@ __device__ void finish(T* s, int lanes, int c, int images, int parts, T factor, 
 template <int V>
 __global__ void tanh_gaussian(const T* a, const T* b, const T* x, const T* log_sigma, T scale, int images, int size,
                               int c, int parts, T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
-  SHARED(T, s, [2 * LANES * V]);
+  SHARED(T, s, [2 * IMAGE_THREADS * V]);
   const T precision = exp(-2 * log_sigma[0]);
   const size_t image = blockIdx.x / parts * (size_t)size;
   T bias[V], sum[V] = {}, square[V] = {};
@@ -111,15 +110,15 @@ __global__ void tanh_gaussian(const T* a, const T* b, const T* x, const T* log_s
 // da[..., :c] = error * (1 - x_hat**2) / var * scale
 // da[..., c:] = (1 - ratio) / (2 * var) * np.exp(-np.logaddexp(0, -t)) * scale
 // Tiled as tanh_gaussian, but one value of x at a time, whose two values of a lie c apart.
-__global__ void tanh_gaussian_pixel(const T* a, const T* b, const T* x, T scale, T floor, int images, int size, int c,
-                                    int parts, T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
-  SHARED(T, s, [3 * LANES]);
+__global__ void tanh_gaussian_pixel(const T* a, const T* b, const T* x, T scale, int images, int size, int c, int parts,
+                                    T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
+  SHARED(T, s, [3 * IMAGE_THREADS]);
   const size_t image = blockIdx.x / parts * (size_t)size;
   const int channel = threadIdx.x % c, row = threadIdx.x / c;
   T sum = 0, sum2 = 0, terms = 0;
   for (int i = blockIdx.x % parts * blockDim.x + threadIdx.x; i < size; i += parts * blockDim.x) {
     const size_t first = (image + i - channel) * 2 + channel, second = first + c;
-    const T y = tanh(a[first] + b[channel]), t = a[second] + b[c + channel], var = softplus(t) + floor;
+    const T y = tanh(a[first] + b[channel]), t = a[second] + b[c + channel], var = softplus(t) + SIGMA_FLOOR2;
     const T error = y - x[image + i], ratio = error * error / var;
     const T d1 = error * (1 - y * y) / var * scale, d2 = (1 - ratio) / (2 * var) * sigmoid(t) * scale;
     x_hat[image + i] = y;
@@ -152,7 +151,7 @@ __global__ void log_sigma_dx(const T* rec, const T* log_sigma, int size, T scale
 }
 
 // log_sigma[0] = np.log(max(2 * rec.mean() / size, floor**2)) / 2; a NaN stays one
-__global__ void fit_sigma(const T* rec, int size, T floor, int images, T* log_sigma) {
+__global__ void fit_sigma(const T* rec, int size, int images, T* log_sigma) {
   const T mean = 2 * sum_images(rec, images) / images / size;
-  if (threadIdx.x == 0) log_sigma[0] = log(mean < floor * floor ? floor * floor : mean) / 2;
+  if (threadIdx.x == 0) log_sigma[0] = log(mean < SIGMA_FLOOR2 ? SIGMA_FLOOR2 : mean) / 2;
 }

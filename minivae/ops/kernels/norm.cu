@@ -8,8 +8,6 @@
 // Sums over rows: each thread's own, then the block's in shared memory (fold_rows), then, by the last block of a strip
 // to come, those of the strip's blocks. Every order is fixed, so two runs give the same bits.
 
-constexpr int THREADS = 256;  // of a block, at most; cuda_norm.py knows it too
-
 template <int V> struct Place {
   int column, lane, lanes, channel, row, step;
   bool inside;
@@ -21,10 +19,10 @@ template <int V> struct Place {
 
 template <int V> struct Constants {  // of a thread's channels: u = (x - mean) scale + offset, scale = gamma rstd
   T mean[V], rstd[V], scale[V], offset[V];
-  __device__ Constants(const T* moments, const T* gamma, const T* beta, T eps, int channel, int c) {
+  __device__ Constants(const T* moments, const T* gamma, const T* beta, int channel, int c) {
     for (int k = 0; k < V; ++k) {
       mean[k] = moments[channel + k];
-      rstd[k] = 1 / sqrt(moments[c + channel + k] + eps);
+      rstd[k] = 1 / sqrt(moments[c + channel + k] + BN_EPS);
       scale[k] = gamma[channel + k] * rstd[k];
       offset[k] = beta[channel + k];
     }
@@ -91,11 +89,11 @@ __global__ void batch_moments(const T* x, int rows, int c, int columns, T* parti
 // y = (x - mean) * scale + beta; y = np.maximum(y, slope * y); and, with moving, by the first block of each strip:
 // moving *= decay; moving += (1 - decay) * moments. No two threads meet; the arrays are read and written once.
 template <int V>
-__global__ void batch_norm(const T* x, const T* moments, const T* gamma, const T* beta, T slope, T eps, T* moving,
-                           T decay, T gain, int rows, int c, int columns, T* y) {
+__global__ void batch_norm(const T* x, const T* moments, const T* gamma, const T* beta, T slope, T* moving, T decay,
+                           T gain, int rows, int c, int columns, T* y) {
   const Place<V> at(c, columns);
   if (!at.inside) return;
-  const Constants<V> is(moments, gamma, beta, eps, at.channel, c);
+  const Constants<V> is(moments, gamma, beta, at.channel, c);
   if (moving && at.row == 0)
     for (int i = 0; i < 2 * c; i += c)
       for (int k = at.channel; k < at.channel + V; ++k) moving[i + k] = decay * moving[i + k] + gain * moments[i + k];
@@ -146,11 +144,11 @@ __device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Cons
 // a dense layer's few rows) it writes dx too, which saves a launch; else batch_norm_dx does.
 template <int V>
 __global__ void batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope,
-                                T eps, int train, int rows, int c, int columns, T* partial, unsigned* counters, T* dx,
+                                int train, int rows, int c, int columns, T* partial, unsigned* counters, T* dx,
                                 T* dgamma, T* dbeta) {
   SHARED(T, s, [THREADS * V]);
   const Place<V> at(c, columns);
-  const Constants<V> is(moments, gamma, beta, eps, at.inside ? at.channel : 0, c);
+  const Constants<V> is(moments, gamma, beta, at.inside ? at.channel : 0, c);
   T sum[V] = {}, dot[V] = {};
   for (int r = at.row; at.inside && r < rows; r += at.step) {
     T centred[V];
@@ -189,11 +187,11 @@ __global__ void batch_norm_sums(const T* dy, const T* x, const T* moments, const
 
 // The second pass where the rows were shared out: dx from dgamma and dbeta.
 template <int V>
-__global__ void batch_norm_dx(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, T eps,
+__global__ void batch_norm_dx(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope,
                               int train, const T* dgamma, const T* dbeta, int rows, int c, int columns, T* dx) {
   const Place<V> at(c, columns);
   if (!at.inside) return;
-  const Constants<V> is(moments, gamma, beta, eps, at.channel, c);
+  const Constants<V> is(moments, gamma, beta, at.channel, c);
   write_dx<V>(at, dy, x, is, slope, train, dgamma + at.channel, dbeta + at.channel, rows, c, dx);
 }
 

@@ -1,13 +1,11 @@
 // How product.cu brings its operands from the images and the weights into shared memory, and how warps read them.
 
-constexpr int THREADS = 128, STAGES = 3;
-constexpr int DEPTH = 128 / sizeof(T);
-constexpr int RADIX = 16;  // pieces of a tile that one block adds up
+constexpr int DEPTH = UNIT_BYTES / sizeof(T);
 
 // A tile in shared memory, SIZE rows (of A; columns of B) by DEPTH, padded so that the 32 values that a warp reads at
 // once lie in 32 banks and vectors stay on 16 bytes.
 template <bool K_MAJOR, int SIZE> struct Tile {
-  static constexpr int PITCH = K_MAJOR ? DEPTH + 16 / sizeof(T) : SIZE + 32 / sizeof(T);
+  static constexpr int PITCH = K_MAJOR ? DEPTH + ALONG_PAD_BYTES / sizeof(T) : SIZE + ACROSS_PAD_BYTES / sizeof(T);
   static constexpr int VALUES = (K_MAJOR ? SIZE : DEPTH) * PITCH;
   static __device__ __forceinline__ int at(int i, int k) { return K_MAJOR ? i * PITCH + k : k * PITCH + i; }
 

@@ -60,8 +60,8 @@ __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* 
 
 // a: the gathered image, x or dy (CONV_DX).  b: w, or dy (CONV_DW).  out: y, dx or dw.  moments: (2, columns) or null.
 // partial, counters: for sum_pieces.  tiles, columns_done: for the moments.  share: units per block, of `units` in all.
-template <Op OP, bool TENSOR, int BM, int BN, int WM, int WN, bool VECTOR>
-__global__ void __launch_bounds__(THREADS, BM * BN * sizeof(T) < 32768 ? 3 : 2)
+template <Op OP, bool TENSOR, int BM, int BN, int WM, int WN, bool VECTOR, int BLOCKS>
+__global__ void __launch_bounds__(THREADS, BLOCKS)
 product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T* moments, T* partial,
         unsigned* counters, T* tiles, unsigned* columns_done, int images, int H, int W, int I, int h, int w, int O,
         int kernel, int stride, int top, int left, int share, int units,

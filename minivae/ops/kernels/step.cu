@@ -1,7 +1,5 @@
 // A training step's ends: noise, batch, update, log. Each kernel quotes the NumPy lines that it replaces.
 
-constexpr int THREADS = 256;  // of record's block
-
 // philox.philox4x32: ten rounds of two 32 x 32 -> 64 bit products.
 __device__ __forceinline__ uint4 philox4x32(uint4 c, unsigned k0, unsigned k1) {
   for (int round = 0; round < 10; ++round) {
@@ -49,7 +47,7 @@ __global__ void gather(const unsigned char* images, const int* index, const long
   for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 4; i < size; i += gridDim.y * blockDim.x * 4) {
     const unsigned bytes = *reinterpret_cast<const unsigned*>(from + i);
     Vec<4> v;
-    for (int k = 0; k < 4; ++k) v.at[k] = (T)(bytes >> 8 * k & 255) / (T)127.5 - 1;
+    for (int k = 0; k < 4; ++k) v.at[k] = (T)(bytes >> 8 * k & 255) / HALF_RANGE - 1;
     store<4>(to + i, v);
   }
 }

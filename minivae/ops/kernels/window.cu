@@ -56,7 +56,7 @@ template <Op OP> __device__ __forceinline__ Class pixel_class(const Shape& s, in
 }
 
 // Where a pixel's window starts in the source, and which of its taps are inside the image: bit a for row a of taps, bit
-// 16 + b for column b.
+// TAP_BITS + b for column b.
 struct Window {
   int offset;
   unsigned taps;
@@ -64,7 +64,7 @@ struct Window {
 
 constexpr unsigned NO_TAP = ~0u;  // no window has all of these
 
-__device__ __forceinline__ unsigned tap_bits(int a, int b) { return 1u << a | 0x10000u << b; }
+__device__ __forceinline__ unsigned tap_bits(int a, int b) { return 1u << a | 1u << TAP_BITS << b; }
 
 template <bool FORTH> __device__ __forceinline__ unsigned inside(int at, int size, int taps) {
   const int low = FORTH ? max(-at, 0) : max(at - size + 1, 0), high = min(FORTH ? size - at : at + 1, taps);
@@ -77,5 +77,5 @@ __device__ __forceinline__ Window window(const Class& c, int images, int height,
   if (n >= images) return {0, 0};
   const int i = (row - n * c.height.by) * c.mul + c.top, j = (m - row * c.width.by) * c.mul + c.left;
   return {((n * height + i) * width + j) * channels,
-          inside<FORTH>(i, height, c.tall) | inside<FORTH>(j, width, c.wide) << 16};
+          inside<FORTH>(i, height, c.tall) | inside<FORTH>(j, width, c.wide) << TAP_BITS};
 }
