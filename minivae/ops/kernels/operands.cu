@@ -18,11 +18,14 @@ template <bool K_MAJOR, int SIZE> struct Tile {
       load_matrices(bits, tile + at(i + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * 4));
     } else {
       const int g = i + lane / 4, t = k + lane % 4;
-      bits[0] = __float_as_uint(tile[at(g, t)]), bits[1] = __float_as_uint(tile[at(g, t + 4)]);
-      bits[2] = __float_as_uint(tile[at(g + 8, t)]), bits[3] = __float_as_uint(tile[at(g + 8, t + 4)]);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) bits[e] = __float_as_uint(tile[at(g + e / 2 * 8, t + e % 2 * 4)]);
     }
-    low[0] = to_tf32(__uint_as_float(bits[0])), low[1] = to_tf32(__uint_as_float(bits[1]));
-    high[0] = to_tf32(__uint_as_float(bits[2])), high[1] = to_tf32(__uint_as_float(bits[3]));
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      low[e] = to_tf32(__uint_as_float(bits[e]));
+      high[e] = to_tf32(__uint_as_float(bits[2 + e]));
+    }
   }
 };
 
@@ -33,11 +36,18 @@ template <int V> struct Cursor {
 
   __device__ __forceinline__ Cursor(int channels, int wide, int unit) : channels(channels), wide(wide) {
     const int k = unit * DEPTH + column(), tap = k / channels;
-    c = k - tap * channels, a = tap / max(wide, 1), b = tap - a * max(wide, 1);
+    c = k - tap * channels;
+    a = tap / max(wide, 1);
+    b = tap - a * max(wide, 1);
   }
   __device__ __forceinline__ void next() {
-    for (c += DEPTH; c >= channels; c -= channels)
-      if (++b >= wide) b = 0, ++a;
+    for (c += DEPTH; c >= channels; c -= channels) {
+      ++b;
+      if (b >= wide) {
+        b = 0;
+        ++a;
+      }
+    }
   }
   static __device__ __forceinline__ int column() { return threadIdx.x % (DEPTH / V) * V; }
   static __device__ __forceinline__ int row() { return threadIdx.x / (DEPTH / V); }

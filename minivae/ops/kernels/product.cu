@@ -44,14 +44,19 @@ __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* 
     for (int k = 0; k < DEPTH; ++k) {
       T column[WN / 8][2];
 #pragma unroll
-      for (int j = 0; j < WN / 8; ++j) column[j][0] = b[B::at(t + 8 * j, k)], column[j][1] = b[B::at(t + 8 * j + 1, k)];
+      for (int j = 0; j < WN / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) column[j][e] = b[B::at(t + 8 * j + e, k)];
 #pragma unroll
       for (int i = 0; i < WM / 16; ++i) {
         const T upper = a[A::at(g + 16 * i, k)], lower = a[A::at(g + 16 * i + 8, k)];
 #pragma unroll
         for (int j = 0; j < WN / 8; ++j) {
-          acc[i][j][0] += upper * column[j][0], acc[i][j][1] += upper * column[j][1];
-          acc[i][j][2] += lower * column[j][0], acc[i][j][3] += lower * column[j][1];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            acc[i][j][e] += upper * column[j][e];
+            acc[i][j][2 + e] += lower * column[j][e];
+          }
         }
       }
     }
@@ -64,8 +69,7 @@ template <Op OP, bool TENSOR, int BM, int BN, int WM, int WN, bool VECTOR, int B
 __global__ void __launch_bounds__(THREADS, BLOCKS)
 product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T* moments, T* partial,
         unsigned* counters, T* tiles, unsigned* columns_done, int images, int H, int W, int I, int h, int w, int O,
-        int kernel, int stride, int top, int left, int share, int units,
-        int row_tiles_in_all) {
+        int kernel, int stride, int top, int left, int share, int units, int row_tiles_in_all) {
   constexpr int V = VECTOR ? 16 / sizeof(T) : 1;
   using LoadA = typename Operand<OP, BM, V>::A;
   using LoadB = typename OperandB<OP, BN, V>::B;
@@ -144,7 +148,7 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
 #pragma unroll
         for (int j = 0; j < WN / 8; ++j) {
           const int at = n0 + wn + j * 8 + t * 2;
-          const T *value = &acc[i / 2][j][i % 2 * 2];
+          const T* value = &acc[i / 2][j][i % 2 * 2];
           if (pairs) {
             if (at < columns) *reinterpret_cast<Pair*>(to + at) = {value[0], value[1]};
             continue;
@@ -163,6 +167,7 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
       if (last_block(columns_done + n0 / BN, row_tiles_in_all))
         merge_moments<OP, BM, BN>(s, tiles, n0, columns, moments);
     }
-    units_before = class_end, row_tiles_before += row_tiles;
+    units_before = class_end;
+    row_tiles_before += row_tiles;
   }
 }

@@ -44,12 +44,12 @@ __global__ void gather(const unsigned char* images, const int* index, const long
   const int batch = gridDim.x, row = index[t[0] % window * batch + blockIdx.x];
   const unsigned char* from = images + (size_t)row * size;
   T* to = x + (size_t)blockIdx.x * size;
-  for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 4; i < size; i += gridDim.y * blockDim.x * 4) {
-    const unsigned bytes = *reinterpret_cast<const unsigned*>(from + i);
-    Vec<4> v;
-    for (int k = 0; k < 4; ++k) v.at[k] = (T)(bytes >> 8 * k & 255) / HALF_RANGE - 1;
-    store<4>(to + i, v);
-  }
+  const int i = (blockIdx.y * blockDim.x + threadIdx.x) * 4;
+  if (i >= size) return;
+  const unsigned bytes = *reinterpret_cast<const unsigned*>(from + i);
+  Vec<4> v;
+  for (int k = 0; k < 4; ++k) v.at[k] = (T)(bytes >> 8 * k & 255) / HALF_RANGE - 1;
+  store<4>(to + i, v);
 }
 
 // mi = beta1 * mi + (1 - beta1) * g; vi = beta2 * vi + (1 - beta2) * g**2; p -= step * mi / (np.sqrt(vi) + eps), where
@@ -69,7 +69,9 @@ __global__ void adam(const double* lr, const long long* t, double beta1, double 
   const size_t stride = (size_t)gridDim.x * blockDim.x * V;
   for (size_t i = (size_t)(blockIdx.x * blockDim.x + threadIdx.x) * V; i < size; i += stride) {
     const Vec<V> g = load<V>(grads + i);
-    Vec<V> mi = load<V>(m + i), vi = load<V>(v + i), p = load<V>(values + i);
+    Vec<V> mi = load<V>(m + i);
+    Vec<V> vi = load<V>(v + i);
+    Vec<V> p = load<V>(values + i);
     for (int k = 0; k < V; ++k) {
       mi.at[k] = keep1 * mi.at[k] + take1 * g.at[k];
       vi.at[k] = keep2 * vi.at[k] + take2 * (g.at[k] * g.at[k]);

@@ -75,7 +75,10 @@ __device__ __forceinline__ void tile_moments(const T (&acc)[WM / 16][WN / 8][4],
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int n = wn + j * 8 + t * 2 + e;
-      if (wm == 0 && g == 0 && n < columns) mean_of[n] = mean[j][e], squares_of[n] = total[j][e];
+      if (wm == 0 && g == 0 && n < columns) {
+        mean_of[n] = mean[j][e];
+        squares_of[n] = total[j][e];
+      }
     }
 }
 
@@ -97,14 +100,19 @@ __device__ __forceinline__ void merge_moments(const Shape& s, const T* tiles, in
       if (n0 + n >= columns) break;
       const T* tile = tiles + (size_t)(before + i) * 2 * columns + n0 + n;
       const T d = tile[0] - origin, f = min(BM, rows - i * BM);
-      mean += f * d, squares += tile[columns] + f * d * d;
+      mean += f * d;
+      squares += tile[columns] + f * d * d;
     }
     before += count_of;
   }
-  sums[0][part][n] = mean, sums[1][part][n] = squares;
+  sums[0][part][n] = mean;
+  sums[1][part][n] = squares;
   __syncthreads();
   if (part || n0 + n >= columns) return;
-  for (int i = 1; i < PARTS; ++i) mean += sums[0][i][n], squares += sums[1][i][n];
+  for (int i = 1; i < PARTS; ++i) {
+    mean += sums[0][i][n];
+    squares += sums[1][i][n];
+  }
   mean /= count;
   moments[n0 + n] = origin + mean;
   moments[columns + n0 + n] = squares / count - mean * mean;
