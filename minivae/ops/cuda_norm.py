@@ -8,8 +8,8 @@ WIDTH = 32  # channels of a block: 128 bytes of floats
 BLOCKS = 512  # about four for each multiprocessor of a large card
 FEW_ROWS = 256  # one block takes as many rows as this alone
 
-KERNELS = ("batch_moments", "batch_norm", "batch_norm_sums", "batch_norm_dx")
-NORM = Source("norm.cu", names=[*(f"{kernel}<{v}>" for v in (1, 4) for kernel in KERNELS), "moving_average"],
+NORM = Source("norm.cu", names=[*(f"{kernel}<{v}>" for v in (1, 4) for kernel in (
+    "batch_moments", "batch_norm", "batch_norm_sums", "batch_norm_dx")), "moving_average"],
               THREADS=THREADS, BN_EPS=BN_EPS)
 
 

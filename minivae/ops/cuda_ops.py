@@ -67,12 +67,7 @@ def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
     GAUSSIAN.launch("tanh_gaussian_pixel", x.dtype, blocks, block, a, b, x, float(scale), *tiling, x_hat, rec, da, db)
 
 
-def add(total, term):
-    width = _vector_width(total.size)
-    STEP.launch(f"add<{width}>", total.dtype, _blocks(total.size // width), THREADS, term, total.size, total)
-
-
-# A training step's ends: noise, batch, update, log
+# A training step's ends: noise, batch, Adam, log
 
 
 def normal(seed, stream, t, out):
@@ -84,6 +79,11 @@ def gather(images, index, t, x):
     window, n = index.shape
     size = math.prod(x.shape[1:])
     STEP.launch("gather", x.dtype, (n, _blocks(size // 4)), THREADS, images, index, t, window, size, x)
+
+
+def add(total, term):
+    width = _vector_width(total.size)
+    STEP.launch(f"add<{width}>", total.dtype, _blocks(total.size // width), THREADS, term, total.size, total)
 
 
 def adam(values, grads, m, v, lr, t, beta1, beta2, eps):

@@ -2,14 +2,14 @@
 
 constexpr int DEPTH = UNIT_BYTES / sizeof(T);
 
-// A tile in shared memory, SIZE rows (of A; columns of B) by DEPTH, padded so that the 32 values that a warp reads at
-// once lie in 32 banks and vectors stay on 16 bytes.
+// A tile in shared memory, SIZE rows of A (or columns of B) by DEPTH, padded so that the 32 values that a warp reads at
+// once lie in 32 banks and vectors stay aligned to 16 bytes.
 template <bool K_MAJOR, int SIZE> struct Tile {
   static constexpr int PITCH = K_MAJOR ? DEPTH + ALONG_PAD_BYTES / sizeof(T) : SIZE + ACROSS_PAD_BYTES / sizeof(T);
   static constexpr int VALUES = (K_MAJOR ? SIZE : DEPTH) * PITCH;
   static __device__ __forceinline__ int at(int i, int k) { return K_MAJOR ? i * PITCH + k : k * PITCH + i; }
 
-  // The operands of two 8-wide halves i.. and i + 8.. of an mma: (i + g, k + t), (i + g, k + t + 4) of each.
+  // Two operands of an mma, each 8 wide, from i and from i + 8 on: a lane holds (i + g, k + t) and (i + g, k + t + 4).
   static __device__ __forceinline__ void fragment(unsigned (&low)[2], unsigned (&high)[2], const T* tile, int i,
                                                   int k) {
     const int lane = threadIdx.x % 32;
@@ -29,8 +29,8 @@ template <bool K_MAJOR, int SIZE> struct Tile {
   }
 };
 
-// Loaders: each thread copies N vectors of V values a unit, `load` the ones of unit u. Those of A and of weights by row
-// walk the taps of a class in step, DEPTH channels a unit.
+// Loaders: `load` copies a unit, N vectors of V values a thread. The loaders of windows and of weights by row walk the
+// taps of a class together, DEPTH channels a unit.
 template <int V> struct Cursor {
   int channels, wide, c, a, b;
 
@@ -53,8 +53,8 @@ template <int V> struct Cursor {
   static __device__ __forceinline__ int row() { return threadIdx.x / (DEPTH / V); }
 };
 
-// A of CONV, CONV_DX: a row is a pixel's window, tap after tap. The window is found once a tile; a unit is one
-// addition, one mask and one copy per vector.
+// A of CONV and CONV_DX: a row is a pixel's window, tap after tap. The window is found once a tile; each vector of a
+// unit then takes one addition, one mask and one copy.
 template <Op OP, int BM, int V> struct Windows {
   using To = Tile<true, BM>;
   static constexpr bool FORTH = OP == CONV;
@@ -82,8 +82,8 @@ template <Op OP, int BM, int V> struct Windows {
   }
 };
 
-// A of CONV_DW: a row is one (tap, channel), the contraction runs over pixels. Each lane finds the window of one pixel
-// of the unit, and the warp hands them round.
+// A of CONV_DW: a row is one (tap, channel), and the contraction runs over pixels. Each lane finds the window of one
+// pixel of the unit, and shuffles hand it to the others.
 template <int BM, int V> struct WindowsAcross {
   using To = Tile<false, BM>;
   static constexpr int STEP = THREADS * V / BM, N = DEPTH / STEP;
@@ -108,7 +108,7 @@ template <int BM, int V> struct WindowsAcross {
   static __device__ __forceinline__ int column() { return threadIdx.x % (BM / V) * V; }
 };
 
-// B of CONV, the weights, and of CONV_DW, dy: a matrix (rows, columns) as it lies in memory.
+// B of CONV (the weights) and of CONV_DW (dy): a matrix (rows, columns) as it lies in memory.
 template <int BN, int V> struct Matrix {
   using To = Tile<false, BN>;
   static constexpr int STEP = THREADS * V / BN, N = DEPTH / STEP;

@@ -1,8 +1,9 @@
-// What product.cu does with a tile that is computed: pieces of it are added up, and its batch-norm moments taken.
+// What product.cu does with a tile that is computed: it adds up the tile's pieces and takes its batch-norm moments.
 
-// Adds up a tile that `pieces` blocks, from `first` on, have computed: RADIX at a time as a tree, so the order does not
-// depend on who comes when. True for the block that has the sum; no block waits for another.
-// partial: BM x BN values for each of two slots a block, since a share may end one tile and begin another.
+// Adds up a tile that `pieces` blocks, from block `first` on, have computed: RADIX pieces at a time, as a tree, so the
+// order does not depend on which block comes when. It is true for the block that has the sum; no block waits for
+// another. `partial` holds BM x BN values in each of two slots a block, since a share may end one tile and begin
+// another.
 template <int M, int N>
 __device__ __forceinline__ bool sum_pieces(T (&acc)[M][N][4], int first, int pieces, T* partial, unsigned* counters) {
   int rank = blockIdx.x - first;
@@ -82,8 +83,10 @@ __device__ __forceinline__ void tile_moments(const T (&acc)[WM / 16][WN / 8][4],
     }
 }
 
-// np: mean = sum f_i m_i; var = sum f_i (v_i + (m_i - mean)^2), over all tiles of these columns, by one block.
-// Distances are taken from the first tile's mean, which makes one pass as sound as two.
+//   plain: batch_moments(y, moments)
+// by one block, from the means m_i and variances v_i of all tiles of these columns, each a fraction f_i of the rows:
+//   mean = sum f_i m_i    var = sum f_i (v_i + (m_i - mean)^2)
+// Distances are taken from the first tile's mean, which makes one pass as accurate as two.
 template <Op OP, int BM, int BN>
 __device__ __forceinline__ void merge_moments(const Shape& s, const T* tiles, int n0, int columns, T* moments) {
   constexpr int PARTS = THREADS / BN;
