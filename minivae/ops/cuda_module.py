@@ -14,7 +14,7 @@ from minivae.errors import UserError
 KERNELS = Path(__file__).with_name("kernels")
 INSTALL = "pip install -r requirements-gpu.txt"
 TENSOR_CORES = 80  # the compute capability from which mma takes tf32
-MORE_SHARED = 48 * 1024  # bytes a block gets without asking
+SHARED_BYTES = 48 * 1024  # of shared memory that a block gets without asking
 
 xp = None  # cupy, or numpy under the tests' emulator
 precision = "tf32"  # of float32 products: "tf32" (tensor cores, 10 bits of mantissa) or "fp32"
@@ -26,9 +26,9 @@ _generation = 0  # counts use(): what was compiled or allocated under another ar
 
 
 def use(array_module, raw_module, compute_capability=90, multiprocessor_count=132, stream=None):
-    """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins of the two.
+    """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins for the two.
 
-    stream: the current one, on which everything runs; None for a stand-in, which has no graphs to replay.
+    stream: the current stream, on which everything runs; None for a stand-in, which has no graphs to replay.
     """
     global xp, capability, multiprocessors, _raw_module, _stream, _generation
     xp = array_module
@@ -40,7 +40,7 @@ def use(array_module, raw_module, compute_capability=90, multiprocessor_count=13
 
 
 def require_gpu(precision="tf32"):
-    """Run on the first GPU from now on; precision "tf32" or "fp32". UserError says what is missing, if something is."""
+    """Run on the first GPU from now on, in precision "tf32" or "fp32". UserError says what is missing."""
     try:
         import cupy
     except ImportError as e:
@@ -71,7 +71,7 @@ def tensor_cores(dtype):
 
 
 def address(array):
-    """Where an array begins: vectors of 16 bytes want a multiple of 16."""
+    """Where an array begins; loads of 16 bytes need a multiple of 16."""
     return array.ctypes.data if xp is np else array.data.ptr
 
 
@@ -103,7 +103,7 @@ class Source:
         shared: bytes of dynamic shared memory.
         """
         function = self._function(name, np.dtype(dtype))
-        if shared > max(function.max_dynamic_shared_size_bytes, MORE_SHARED):
+        if shared > max(function.max_dynamic_shared_size_bytes, SHARED_BYTES):
             function.max_dynamic_shared_size_bytes = shared
         function(_tuple(grid), _tuple(block), tuple(_argument(a, dtype) for a in args), shared_mem=shared)
 
@@ -171,11 +171,14 @@ class Landing:
 def capture(step):
     """A function that does what step() does: the first call runs it, the second records its launches as a CUDA graph.
 
-    From then on a call is one launch of that graph. step() must find its arrays made and must not wait for the device.
+    From then on a call is one launch of that graph. From its second call on step() must not allocate arrays or wait for
+    the device.
     """
     if _stream is None:
         return step
-    calls, graph, stream = 0, None, _stream
+    calls = 0
+    graph = None
+    stream = _stream
 
     def replay():
         nonlocal calls, graph
@@ -192,7 +195,7 @@ def capture(step):
 
 
 class Buffers:
-    """Arrays on the device, zeros when made and then kept: numpy_ops.Buffers there."""
+    """Arrays on the device that are zero when they are made and are then kept, as host.Buffers keeps them."""
 
     def __init__(self):
         self._arrays = {}
@@ -204,4 +207,4 @@ class Buffers:
         return self._arrays[key]
 
 
-scratch = Buffers()  # shared by all operations: contents are dead when one returns, counters are zero again
+scratch = Buffers()  # shared by all operations: each leaves its counters at zero, and other contents for nobody
