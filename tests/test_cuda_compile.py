@@ -7,6 +7,7 @@ for all.
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import nvrtc
 import pytest
 
@@ -14,9 +15,10 @@ from minivae.ops import cuda_conv, cuda_norm, cuda_ops
 
 FIRST, REFERENCE = "sm_75", "sm_90"
 OTHERS = [FIRST, "sm_80", "sm_86", "sm_89", "sm_100", "sm_120"]
-SOURCES = {"tensor products": (cuda_conv.TENSOR, ["float32"]), "products": (cuda_conv.PLAIN, ["float32", "float64"]),
-           "norm": (cuda_norm.NORM, ["float32", "float64"]), "gaussian": (cuda_ops.GAUSSIAN, ["float32", "float64"]),
-           "step": (cuda_ops.STEP, ["float32", "float64"])}
+BOTH = ["float32", "float64"]
+SOURCES = {"tensor products": (cuda_conv.TENSOR, ["float32"]), "products": (cuda_conv.SINGLE, ["float32"]),
+           "double products": (cuda_conv.DOUBLE, ["float64"]), "norm": (cuda_norm.NORM, BOTH),
+           "gaussian": (cuda_ops.GAUSSIAN, BOTH), "step": (cuda_ops.STEP, BOTH)}
 
 
 def compile_all(archs, names):
@@ -55,8 +57,8 @@ def registers_only(found):
 
 def test_all_values_stay_in_registers(compiled):
     registers_only(compiled)
-    for title, (source, _) in SOURCES.items():
-        kernels, _ = compiled[REFERENCE, title, "float32"]
+    for title, (source, dtypes) in SOURCES.items():
+        kernels, _ = compiled[REFERENCE, title, dtypes[0]]
         assert len(kernels) == len(source.names), title
 
 
@@ -65,16 +67,21 @@ def test_all_values_stay_in_registers_on_all_cards(compiled_in_full):
     registers_only(compiled_in_full)
 
 
-def test_as_many_blocks_fit_a_multiprocessor_as_cuda_conv_counts_on(compiled):
+@pytest.mark.parametrize("title, dtype, tiles", [
+    ("tensor products", "float32", (cuda_conv.LARGE, cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW)),
+    ("products", "float32", (cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW)),
+    ("double products", "float64", (cuda_conv.MEDIUM_DOUBLE, cuda_conv.SCALAR, cuda_conv.NARROW))])
+def test_as_many_blocks_fit_a_multiprocessor_as_cuda_conv_counts_on(compiled, title, dtype, tiles):
     """It has 65536 registers and 227 KB of shared memory, of which the system takes a KB for each block."""
-    kernels, _ = compiled[REFERENCE, "tensor products", "float32"]
-    for tile in (cuda_conv.LARGE, cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW):
-        size = f"Li{tile.rows}ELi{tile.columns}ELi{tile.warp_rows}ELi{tile.warp_columns}E"
-        mine = [kernel for kernel in kernels if size in kernel.symbol]
-        assert mine
+    kernels, _ = compiled[REFERENCE, title, dtype]
+    for tile in tiles:
+        numbers = "".join(f"Li{n}E" for n in (tile.rows, tile.columns, tile.warp_rows, tile.warp_columns))
+        mine = [kernel for kernel in kernels if f"{numbers}Lb{tile.vector:d}ELi{tile.blocks}E" in kernel.symbol]
+        assert mine, tile
         for kernel in mine:
             assert tile.blocks * cuda_conv.THREADS * -(-kernel.registers // 8) * 8 <= 65536, kernel
-        assert tile.blocks * (cuda_conv._shared("CONV_DX", 4, tile) + 1024) <= 227 * 1024
+        shared = max(cuda_conv._shared(op, np.dtype(dtype).itemsize, tile) for op in cuda_conv.OPERATIONS)
+        assert tile.blocks * (shared + 1024) <= 227 * 1024, tile
 
 
 def test_tensor_products_use_tensor_cores(compiled):

@@ -1,4 +1,4 @@
-"""The products' kernels against numpy_ops: on the emulator in three orders of lanes, with -m gpu on the GPU."""
+"""The products' kernels against plain.py: on the emulator in three orders of lanes, with -m gpu on the GPU."""
 
 import itertools
 
@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from emulator import emulator
 
-from minivae.ops import cuda_conv, cuda_module, numpy_ops
+from minivae.ops import cuda_conv, cuda_module, plain
 from minivae.ops.geometry import Geometry
 
 PRECISIONS = {"tf32": (np.float32, 1e-3), "fp32": (np.float32, 2e-6), "float64": (np.float64, 1e-13)}
 # images, geometry, channels of the big and the small side
-RAGGED = [(3, Geometry(7, 5, 5, 2), 8, 12), (3, Geometry(7, 6, 3, 2), 3, 5), (2, Geometry(8, 8, 5, 2), 3, 64),
+RAGGED = [(3, Geometry(7, 5, 5, 2), 8, 12), (3, Geometry(7, 6, 3, 2), 3, 5), (9, Geometry(8, 7, 5, 2), 3, 36),
           (2, Geometry(9, 6, 5, 3), 1, 4), (5, Geometry(3, 4, 3, 1), 8, 36), (5, Geometry(1, 2, 5, 2), 4, 8),
           (2, Geometry(5, 3, 1, 2), 4, 4), (9, Geometry(6, 7, 5, 2), 2, 16), (1, Geometry(4, 4, 3, 1), 1, 1)]
-LARGE = (12, Geometry(7, 6, 5, 2), 8, 68)  # two tiles and a bit each way, of the largest, on one multiprocessor
+LARGE = [(12, Geometry(7, 6, 5, 2), 8, 68), (30, Geometry(5, 4, 3, 2), 68, 8)]  # of several LARGE tiles each way
 REFERENCE = [(1, Geometry(32, 32, 3, 2), 3, 32), (2, Geometry(16, 16, 3, 2), 32, 64),
              (3, Geometry(8, 8, 3, 2), 64, 128), (1, Geometry(8, 8, 5, 2), 128, 512),
              (1, Geometry(16, 16, 5, 2), 64, 128), (1, Geometry(32, 32, 5, 2), 3, 64)]
-DENSE = [(5, 7, 3), (64, 1024, 10), (3, 10, 8192), (67, 132, 68), (1, 1, 1), (129, 36, 64)]
+DENSE = [(67, 35, 3), (64, 1024, 10), (3, 10, 8192), (67, 132, 68), (1, 1, 1), (129, 36, 64)]
 
 
 def case_name(case):
@@ -32,23 +32,23 @@ def default_precision():
 
 
 class Case:
-    """Arrays of one shape on the device, and what numpy_ops makes of them in float64."""
+    """Arrays of one shape on the device, and what plain.py makes of them in float64."""
 
     def __init__(self, to_device, rng, dtype, images, g, inputs, outputs):
         shapes = {"x": (images, g.height, g.width, inputs), "w": (g.kernel, g.kernel, inputs, outputs),
                   "dy": (images, g.out_height, g.out_width, outputs)}
         host = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
-        self.to_device, self.dtype, self.g = to_device, dtype, g
+        self.to_device = to_device
+        self.dtype = dtype
+        self.g = g
         self.x, self.w, self.dy = (to_device(host[name]) for name in ("x", "w", "dy"))
         x, w, dy = (host[name].astype(np.float64) for name in ("x", "w", "dy"))
-        self.expected = {"y": np.empty(dy.shape), "dx": np.empty(x.shape), "dw": np.empty(w.shape)}
-        cols = numpy_ops.im2col(x, g, numpy_ops.Buffers())
-        numpy_ops.conv(cols, w, g, self.expected["y"])
-        numpy_ops.conv_dx(dy, w, g, self.expected["dx"])
-        numpy_ops.conv_dw(cols, dy, g, self.expected["dw"])
-        for name in ("y", "dx"):
-            rows = self.expected[name].reshape(-1, self.expected[name].shape[-1])
-            self.expected[f"{name} moments"] = np.stack([rows.mean(0), rows.var(0)])
+        y, dx, dw = np.empty(dy.shape), np.empty(x.shape), np.empty(w.shape)
+        y_moments, dx_moments = np.empty((2, outputs)), np.empty((2, inputs))
+        plain.conv(plain.im2col(x, g), w, g, y, y_moments)
+        plain.conv_dx(dy, w, g, dx, dx_moments)
+        plain.conv_dw(plain.im2col(x, g), dy, g, dw)
+        self.expected = {"y": y, "y moments": y_moments, "dx": dx, "dx moments": dx_moments, "dw": dw}
 
     def run(self):
         found = {name: self.to_device(np.full(e.shape, np.nan, self.dtype)) for name, e in self.expected.items()}
@@ -81,21 +81,39 @@ def test_convolutions(to_device, rng, monkeypatch, case, multiprocessors, precis
     case.check(case.run(), tolerance)
 
 
-def test_large_tiles(to_device, rng, monkeypatch):
+@pytest.mark.parametrize("case", LARGE, ids=case_name)
+def test_large_tiles(to_device, rng, monkeypatch, case):
     monkeypatch.setattr(cuda_module, "multiprocessors", 1)
-    case = Case(to_device, rng, np.float32, *LARGE)
+    case = Case(to_device, rng, np.float32, *case)
     case.check(case.run(), PRECISIONS["tf32"][1])
 
 
+def runs():
+    """(case, precision, multiprocessors) of the tests of convolutions and of dense products."""
+    yield from itertools.product(RAGGED, PRECISIONS, (132, 1))
+    yield from itertools.product(LARGE, ["tf32"], [1])
+    yield from itertools.product([(images, cuda_conv.POINT, *widths) for images, *widths in DENSE], PRECISIONS, [132])
+
+
 def test_every_kernel_has_a_case():
-    """Among the convolutions above."""
-    found = set()
-    for (images, g, inputs, outputs), op, multiprocessors, tensor, moments in itertools.product(
-            [*RAGGED, LARGE], ("CONV", "CONV_DX", "CONV_DW"), (132, 1), (True, False), (True, False)):
-        plan = cuda_conv._plan(op, np.dtype(np.float32), g, images, inputs, outputs, True,
-                               moments and op != "CONV_DW", tensor, multiprocessors)
-        found.add((plan.source, plan.name))
-    assert found == {(source, name) for source in (cuda_conv.TENSOR, cuda_conv.PLAIN) for name in source.names}
+    """Among them are some of several tiles each way, and for every size of a tile some whose tiles are cut."""
+    rows = {}
+    columns = {}
+    pieces = {}
+    for (case, precision, multiprocessors), op, moments in itertools.product(
+            runs(), ("CONV", "CONV_DX", "CONV_DW"), (True, False)):
+        plan = cuda_conv._plan(op, np.dtype(PRECISIONS[precision][0]), case[1], case[0], *case[2:], True,
+                               moments and op != "CONV_DW", precision == "tf32", multiprocessors)
+        kernel = plan.source, plan.name
+        tile = plan.source, plan.name.split(",", 1)[1]
+        rows[kernel] = max(plan.row_tiles, rows.get(kernel, 0))
+        columns[kernel] = max(plan.column_tiles, columns.get(kernel, 0))
+        pieces[tile] = max(plan.units / (plan.row_tiles * plan.column_tiles * plan.share), pieces.get(tile, 0))
+    sources = cuda_conv.TENSOR, cuda_conv.SINGLE, cuda_conv.DOUBLE
+    assert rows.keys() == {(source, name) for source in sources for name in source.names}
+    assert [kernel for kernel, count in rows.items() if count == 1] == []
+    assert [kernel for kernel, count in columns.items() if count == 1 and "CONV_DX_ALL" not in kernel[1]] == []
+    assert [tile for tile, count in pieces.items() if count <= 1] == []
 
 
 @pytest.mark.parametrize("to_device", [2, pytest.param("gpu", marks=pytest.mark.gpu)], ids=str, indirect=True)
@@ -118,11 +136,14 @@ def test_dense_products(to_device, rng, images, inputs, outputs, precision):
     cuda_conv.dense(to_device(x), to_device(w), y, moments)
     cuda_conv.dense_dx(to_device(dy), to_device(w), dx)
     cuda_conv.dense_dw(to_device(x), to_device(dy), dw)
+    found = {"y": y, "dx": dx, "dw": dw, "mean": moments[0], "var": moments[1]}
     x, w, dy = (a.astype(np.float64) for a in (x, w, dy))
-    expected = x @ w
-    for name, found, e in (("y", y, expected), ("dx", dx, dy @ w.T), ("dw", dw, x.T @ dy),
-                           ("mean", moments[0], expected.mean(0)), ("var", moments[1], expected.var(0))):
-        close(cuda_module.to_host(found), e, tolerance, name)
+    y, dx, dw, moments = np.empty(dy.shape), np.empty(x.shape), np.empty(w.shape), np.empty((2, outputs))
+    plain.dense(x, w, y, moments)
+    plain.dense_dx(dy, w, dx)
+    plain.dense_dw(x, dy, dw)
+    for name, expected in {"y": y, "dx": dx, "dw": dw, "mean": moments[0], "var": moments[1]}.items():
+        close(cuda_module.to_host(found[name]), expected, tolerance, name)
 
 
 def test_moments_of_a_large_mean(to_device, rng):

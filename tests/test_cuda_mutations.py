@@ -73,7 +73,7 @@ for source, exercise in EXERCISES:
 
 def run(exercise, order, line=0):
     with pytest.MonkeyPatch.context() as monkeypatch, emulator.lane_order(order), emulator.without(line):
-        cuda_module.use(np, emulator.RawModule)  # scratch anew: what a broken run left there is gone
+        cuda_module.use(np, emulator.RawModule)  # which makes new scratch, without what a broken run left there
         return [a.copy() for a in exercise(monkeypatch)]
 
 

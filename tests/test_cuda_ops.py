@@ -1,15 +1,17 @@
-"""Each operation's kernels against NumPy's, in both dtypes, at ragged sizes.
+"""Each operation's kernels against plain.py in float64, at ragged sizes that take several blocks, tiles and rounds.
 
-On the emulator in three orders of lanes and between guard pages; with -m gpu on the GPU.
+They run on the emulator in three orders of lanes and between guard pages; with -m gpu on the GPU.
 """
 
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from emulator import emulator
 
-from minivae.ops import cuda_module, cuda_ops, numpy_ops, philox
+from minivae.ops import HALF_RANGE, VAR_FLOOR, cuda_module, cuda_norm, cuda_ops, philox, plain
 
 TOLERANCE = {np.float32: 3e-6, np.float64: 1e-12}  # relative to an array's largest value
 
@@ -39,13 +41,20 @@ def new(dtype):
 
 @pytest.fixture
 def agree(to_device):
-    """agree(NAME, *args): numpy_ops.NAME and cuda_ops.NAME on copies of args leave the same in every array of them."""
+    """agree(NAME, *args): plain.NAME and cuda_ops.NAME on copies of args leave the same in every array of them.
 
-    def agree(name, *args, times=1, tolerance=None):
-        expected, found = ([put(a) if isinstance(a, np.ndarray) else a for a in args] for put in (np.array, to_device))
-        for _ in range(times):
-            getattr(numpy_ops, name)(*expected)
-            getattr(cuda_ops, name)(*found)
+    cuda_ops.NAME has been called with other values before, whose partial sums in scratch must not count again.
+    """
+
+    def agree(name, *args, tolerance=None):
+        def copies(put, factor=1):
+            return [put(factor * a if is_float(a) else a) if isinstance(a, np.ndarray) else a for a in args]
+
+        getattr(cuda_ops, name)(*copies(to_device, 1.5))
+        found = copies(to_device)
+        getattr(cuda_ops, name)(*found)
+        expected = copies(exact)
+        getattr(plain, name)(*expected)
         found = [cuda_module.to_host(a) if isinstance(e, np.ndarray) else a
                  for a, e in zip(found, expected, strict=True)]
         for i, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
@@ -56,8 +65,17 @@ def agree(to_device):
     return agree
 
 
+def is_float(value):
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def exact(array):
+    """A copy in float64, in which plain.py's own rounding does not count."""
+    return array.astype(np.float64) if is_float(array) else array.copy()
+
+
 def close(mine, theirs, what, tolerance=None):
-    tolerance = tolerance or TOLERANCE.get(theirs.dtype.type, 0)
+    tolerance = tolerance or TOLERANCE.get(mine.dtype.type, 0)
     np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max(initial=0),
                                err_msg=what)
 
@@ -68,7 +86,7 @@ SHAPES = [(7, 10), (3, 5, 4, 3), (272, 4), (9, 40), (17, 4, 4, 36), (280, 5), (3
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_batch_moments(agree, draw, new, shape):
     x = 3 + draw(*shape)
-    agree("batch_moments", x, new(2, shape[-1]), times=2)
+    agree("batch_moments", x, new(2, shape[-1]))
 
 
 def test_moments_of_a_large_mean_in_float32(agree, rng):
@@ -97,12 +115,24 @@ def test_batch_norm_dx(agree, draw, draw_moments, new, shape, slope, train):
 
 @pytest.mark.parametrize("shape", [(272, 36), (9, 40)], ids=str)
 def test_batch_norm_dx_in_place(to_device, draw, draw_moments, new, shape):
-    x, dy, moments = draw(*shape), draw(*shape), draw_moments(shape[1])
-    rest, sums = (x, moments, draw(shape[1]), draw(shape[1])), (new(shape[1]), new(shape[1]))
-    expected, found = dy.copy(), to_device(dy)
-    numpy_ops.batch_norm_dx(expected, *rest, 0.2, True, expected, *sums)
+    dy = draw(*shape)
+    rest = draw(*shape), draw_moments(shape[1]), draw(shape[1]), draw(shape[1])  # x, moments, gamma, beta
+    sums = new(shape[1]), new(shape[1])  # dgamma, dbeta
+    expected = exact(dy)
+    plain.batch_norm_dx(expected, *map(exact, rest), 0.2, True, expected, *map(exact, sums))
+    found = to_device(dy)
     cuda_ops.batch_norm_dx(found, *map(to_device, rest), 0.2, True, found, *map(to_device, sums))
     close(cuda_module.to_host(found), expected, "dx")
+
+
+@pytest.mark.parametrize("shape", [(600, 33), (2100, 4)], ids=str)
+def test_batch_norm_with_many_rows_for_each_thread(agree, draw, draw_moments, new, monkeypatch, shape):
+    monkeypatch.setattr(cuda_norm, "BLOCKS", 4)
+    c = shape[1]
+    x, moments, gamma, beta = draw(*shape), draw_moments(c), draw(c), draw(c)
+    agree("batch_moments", x, new(2, c))
+    agree("batch_norm", x, moments, gamma, beta, 0.2, new(*shape), draw(2, c), 0.99)
+    agree("batch_norm_dx", draw(*shape), x, moments, gamma, beta, 0.2, True, new(*shape), new(c), new(c))
 
 
 def test_a_zero_before_the_leak_has_slope_one(agree, dtype):
@@ -118,7 +148,7 @@ def test_moving_average(agree, draw):
 
 
 @pytest.mark.parametrize("analytic", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1), (9, 10), (3, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2), (40, 10), (3, 33)], ids=str)
 def test_latent(agree, draw, new, shape, analytic):
     _, s, eps, _, z, var, _ = agree("latent", draw(*shape), 3 * draw(*shape), draw(*shape), analytic, new(*shape),
                                     new(*shape), new(shape[0]))
@@ -130,6 +160,13 @@ def test_extreme_variances(agree, dtype):
     one, new = np.ones_like(s), np.full_like(s, np.nan)
     _, _, _, _, z, var, _ = agree("latent", one, s, one, False, new, new, np.full(1, np.nan, dtype))
     agree("latent_dx", one, one, s, one, False, 0.1, z, var, new, new)
+
+
+def test_a_small_softplus_keeps_its_digits(agree, dtype):
+    """ln(1 + e^s) by its formula would lose them: 1 + e^s is rounded to a unit of 1."""
+    s = np.linspace(-20, -8, 13, dtype=dtype).reshape(1, -1)
+    *_, var, _ = agree("latent", s, s, s, False, s * np.nan, s * np.nan, np.full(1, np.nan, dtype))
+    np.testing.assert_allclose(var, np.log1p(np.exp(s.astype(np.float64))) + VAR_FLOOR, rtol=TOLERANCE[dtype])
 
 
 IMAGES = [(5, 8, 8, 3), (1, 8, 8, 1), (2, 24, 40, 3), (300, 2, 2, 2), (2, 3, 3, 3)]
@@ -144,14 +181,24 @@ def test_bias_tanh(agree, draw, new):
 def test_tanh_gaussian(agree, draw, new, dtype, shape, log_sigma):
     n, c = shape[0], shape[-1]
     agree("tanh_gaussian", draw(*shape), draw(c), draw(*shape), np.full(1, log_sigma, dtype), 0.25, new(*shape), new(n),
-          new(*shape), new(c), times=2)
+          new(*shape), new(c))
 
 
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
 def test_tanh_gaussian_pixel(agree, draw, new, shape):
     n, c, both = shape[0], shape[-1], (*shape[:3], 2 * shape[-1])
     agree("tanh_gaussian_pixel", draw(*both), draw(2 * c), draw(*shape), 0.25, new(*shape), new(n), new(*both),
-          new(2 * c), times=2)
+          new(2 * c))
+
+
+def test_images_of_which_each_thread_takes_several_values(agree, draw, new, dtype, monkeypatch):
+    monkeypatch.setattr(cuda_ops, "BLOCKS", 16)
+    n, *_, c = shape = 2, 24, 40, 3
+    both = *shape[:3], 2 * c
+    agree("tanh_gaussian", draw(*shape), draw(c), draw(*shape), np.full(1, 0.3, dtype), 0.25, new(*shape), new(n),
+          new(*shape), new(c))
+    agree("tanh_gaussian_pixel", draw(*both), draw(2 * c), draw(*shape), 0.25, new(*shape), new(n), new(*both),
+          new(2 * c))
 
 
 def test_saturated_images(agree, dtype):
@@ -197,14 +244,15 @@ def test_random_words_are_philox_s(cuda):
         np.testing.assert_array_equal(out, philox.words(seed, stream, step, 400))
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 24, 3), (2, 2, 3)], ids=str)
-def test_gather(agree, rng, new, shape):
-    """Bit for bit: the division is the same."""
+@pytest.mark.parametrize("t, row", [(4, 1), (2**33 + 1, 0), (2**62, 1)])
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 48, 3), (2, 2, 3)], ids=str)
+def test_gather(agree, rng, new, shape, t, row):
+    """Bit for bit: the division is the same. t mod 3 selects the row, also where t does not fit 32 bits."""
     images = rng.integers(0, 256, (20, *shape), np.uint8)
     images[3].flat[:2] = 0, 255
-    index = np.array([[5, 6, 7], [3, 19, 0]], np.int32)
-    *_, x = agree("gather", images, index, np.array([5]), new(3, *shape))  # 5 mod 2 = 1
-    np.testing.assert_array_equal(x, images[[3, 19, 0]].astype(x.dtype) / x.dtype.type(127.5) - 1)
+    index = np.array([[5, 6, 7], [3, 19, 0], [1, 1, 2]], np.int32)
+    *_, x = agree("gather", images, index, np.array([t]), new(3, *shape))
+    np.testing.assert_array_equal(x, images[index[row]].astype(x.dtype) / x.dtype.type(HALF_RANGE) - 1)
 
 
 @pytest.mark.parametrize("size", [1, 6, 260, 2100])
@@ -223,8 +271,10 @@ def test_adam_strides_over_what_its_blocks_do_not_cover(agree, draw, monkeypatch
 @pytest.mark.parametrize("n", [1, 64, 300])
 def test_record(agree, draw, n):
     """The kernel adds in float64, whatever the losses' dtype."""
-    t, history = np.array([2**33 + 4]), np.zeros((3, 2))
-    agree("record", np.abs(draw(n)), np.abs(draw(n)), t, history, times=4, tolerance=1e-6)
+    t = np.array([2**33 + 4])
+    history = np.zeros((3, 2))
+    for _ in range(4):
+        _, _, t, history = agree("record", np.abs(draw(n)), np.abs(draw(n)), t, history)
 
 
 def test_scratch_is_made_once(to_device, draw, new):
@@ -235,16 +285,42 @@ def test_scratch_is_made_once(to_device, draw, new):
     assert len(cuda_module.scratch._arrays) == before
 
 
-def test_the_two_modules_have_the_same_operations():
-    """Names, signatures and order."""
+def test_the_modules_have_the_same_operations():
+    """Names, arguments and, within cuda_ops.py, order."""
 
-    def contract(kind, module):
-        own = (f"minivae.ops.{kind}_", "minivae.ops.cuda_module")
-        return {name: inspect.signature(f) for name, f in vars(module).items()
-                if inspect.isfunction(f) and not name.startswith("_") and f.__module__.startswith(own)}
+    def operations(module, *files):
+        return {name: list(inspect.signature(f).parameters) for name, f in vars(module).items()
+                if inspect.isfunction(f) and not name.startswith("_") and f.__module__.startswith(files)}
 
-    mine, theirs = contract("cuda", cuda_ops), contract("numpy", numpy_ops)
-    assert mine == theirs
-    written = [[name for name, f in vars(module).items() if name in mine and f.__module__ == module.__name__]
-               for module in (cuda_ops, numpy_ops)]
-    assert written[0] == [name for name in written[1] if name in written[0]]
+    mine = operations(cuda_ops, "minivae.ops.cuda_")
+    definition = operations(plain, "minivae.ops.plain", "minivae.ops.host")
+    del definition["col2im"]  # a step of conv_dx
+    assert mine == definition
+    written = operations(cuda_ops, "minivae.ops.cuda_ops")
+    assert list(written) == [name for name in definition if name in written]
+
+
+def quoted(text):
+    return re.findall(r"^//   plain: (.*)$", text, re.MULTILINE)
+
+
+def code_lines(text):
+    return [line.split("  #")[0].strip() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("file", sorted(cuda_module.KERNELS.glob("*.cu")), ids=lambda file: file.name)
+def test_every_kernel_quotes_lines_that_stand_in_plain(file):
+    text = file.read_text()
+    assert not set(quoted(text)) - set(code_lines(Path(plain.__file__).read_text()))
+    for header in text.split("__global__")[:-1]:
+        assert quoted(header), header[-300:]
+
+
+WITHOUT_A_KERNEL = "im2col", "col2im", "_seen_through"  # parts of the products' kernel
+
+
+def test_every_operation_is_quoted():
+    quotes = {line for file in cuda_module.KERNELS.glob("*.cu") for line in quoted(file.read_text())}
+    for name, f in vars(plain).items():
+        if inspect.isfunction(f) and f.__module__ == plain.__name__ and name not in WITHOUT_A_KERNEL:
+            assert quotes.intersection(code_lines(inspect.getsource(f))), name

@@ -9,17 +9,17 @@ from emulator import device, emulator
 from rounded import Rounded
 from test_train import config, dataset, trainer
 
-from minivae import gradcheck
+from minivae import checks
 from minivae.density import card, estimates
 from minivae.errors import UserError
 from minivae.images import stream
 from minivae.images.data import load, write_hdf5
-from minivae.ops import cuda_module, cuda_ops, numpy_ops
+from minivae.ops import cuda_module, cuda_ops, numpy_ops, plain
 from minivae.ops.cuda_module import address
 from minivae.training import checkpoint, figures
 from minivae.training.loop import Trainer, train
 from minivae.training.runs import Run
-from minivae.vae import VAE, Widths
+from minivae.vae import Widths
 
 SIGMAS = ["1", "0.3", "optimal", "learned", "pixel"]
 ODD, EVEN = Widths((4, 5, 6), 7, (8, 6, 5)), Widths((4, 8, 12), 8, (8, 12, 4))  # EVEN: vectors, tensor cores
@@ -89,47 +89,24 @@ def test_the_first_update_in_float32(widths, precision, reference, tolerance, mo
     compare(np.float32, widths, 1, tolerance, reference)
 
 
-@pytest.mark.parametrize("kl, sigma", [("sample", "1"), ("analytic", "optimal"), ("sample", "learned"),
-                                       ("analytic", "pixel")])
-def test_gradients_of_the_whole_model(rng, kl, sigma):
-    """One direction through all parameters at once, and one through the images."""
-    loss, arrays = model(rng, kl, sigma, EVEN)
-    analytic, numeric, error = gradcheck.directional(loss, *arrays["values"], rng, cuda_ops)
-    assert error < gradcheck.TOLERANCE, (analytic, numeric)
-    if sigma == "1":
-        analytic, numeric, error = gradcheck.directional(loss, *arrays["x"], rng, cuda_ops)
-        assert error < gradcheck.TOLERANCE, (analytic, numeric)
-
-
-def test_every_gradient(rng):
-    loss, arrays = model(rng, "sample", "1", ODD)
-    for name, (array, grad) in arrays.items():
-        analytic, numeric, error = gradcheck.directional(loss, array, grad, rng, cuda_ops)
-        assert error < gradcheck.TOLERANCE, (name, analytic, numeric)
-
-
-def model(rng, kl, sigma, widths):
-    """The loss L() in float64, and {name: (array, dL/d array)}."""
-    vae = VAE((8, 16, 3), 3, cuda_ops, np.float64, kl=kl, sigma=sigma, widths=widths)
-    move_off(vae)
-    x, eps = device.asarray(rng.uniform(-1, 1, (3, 8, 16, 3))), device.asarray(rng.standard_normal((3, 3)))
-
-    def loss():
-        rec, kl = vae.forward(x, eps)
-        return float((rec + kl).mean())
-
-    loss()
-    dx = vae.backward(want_dx=True) + (x - vae.likelihood.x_hat) / 3
-    params = vae.params
-    arrays = {"values": (params.values, params.grads.copy()), "x": (x, dx)}
-    return loss, arrays | {p.name: (p.value, p.grad.copy()) for p in params.trained}
+@pytest.mark.parametrize("widths", [ODD, EVEN], ids=["odd", "even"])
+@pytest.mark.parametrize("kl, sigma, train", [
+    ("sample", 1.0, True), ("analytic", 0.3, True), ("analytic", "optimal", True), ("sample", "learned", True),
+    ("analytic", "pixel", True), ("sample", "optimal", False)])
+def test_every_gradient_is_the_definition_s(kl, sigma, train, widths):
+    """Of x, z and each parameter; test_vae holds the definition's to finite differences."""
+    case = checks.Case((8, 16, 3), 3, widths, kl, sigma, train)
+    expected, found = (checks.model_rows(ops, case, latent=3) for ops in (plain, cuda_ops))
+    assert checks.check("on the GPU", expected, found, cuda_ops.to_host, differences=False)
 
 
 def test_gradcheck(capsys, monkeypatch):
     """What `run.py gradcheck --gpu` does, at a small size."""
-    monkeypatch.setattr(gradcheck.model, "__defaults__", ((8, 8, 1), 3, 2))
-    monkeypatch.setattr(gradcheck.VAE.__init__, "__defaults__", (np.float32, 0, "sample", ODD, "1"))
-    assert gradcheck.run(cuda_ops)
+    tiny = checks.REFERENCE._replace(shape=(8, 8, 1), batch=2, widths=ODD)
+    monkeypatch.setattr(checks, "REFERENCE", tiny)
+    monkeypatch.setattr(checks, "MANY_PIECES", tiny._replace(batch=7))
+    monkeypatch.setattr(checks, "SMALL_CASES", checks.SMALL_CASES[:1])
+    assert checks.run(cuda_ops)
     assert "gen/tconv2/w" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rounded import Rounded
 
-from minivae import gradcheck
+from minivae import checks
 from minivae.errors import UserError
 from minivae.images.data import Dataset, Split
 from minivae.ops import cuda_module, cuda_ops, numpy_ops
@@ -132,7 +132,7 @@ def test_images_streamed_from_pinned_memory_give_the_same_bits(monkeypatch):
 
 
 def test_gradients():
-    assert gradcheck.run(cuda_ops)
+    assert checks.run(cuda_ops)
 
 
 @pytest.mark.parametrize("first, second", [(numpy_ops, cuda_ops), (cuda_ops, numpy_ops)], ids=["to GPU", "to CPU"])

@@ -1,7 +1,7 @@
-"""The three convolutions and the three dense products on the GPU: the launches of kernels/product.cu.
+"""The three convolutions and the three dense products on the GPU: launches of kernels/product.cu.
 
-Names and signatures are numpy_conv's and numpy_ops'. im2col is implicit: it returns x, in which the kernel finds the
-windows. A dense product is the convolution of 1 x 1 images by a 1 x 1 kernel.
+im2col stores nothing: it returns x, in which the kernel finds the windows. A dense product is the convolution of 1 x 1
+images by a 1 x 1 kernel.
 """
 
 from collections import namedtuple
@@ -12,35 +12,43 @@ import numpy as np
 from minivae.ops import cuda_module
 from minivae.ops.geometry import Geometry
 
-THREADS, STAGES = 128, 3  # as in operands.cu
-LEVELS = 3  # of sum_pieces in tiles.cu: enough for 16^3 pieces
-MOST_TAPS = 15  # along an edge: a window keeps its taps as bits of one word
+THREADS = 128  # of a block
+STAGES = 3  # buffers in shared memory, each of one unit
+UNIT_BYTES = 128  # of the contraction, in each row of A and column of B: what a block multiplies at a time
+ALONG_PAD_BYTES = 16  # after each line of a buffer that lies along the contraction
+ACROSS_PAD_BYTES = 32  # after each line that lies across it
+RADIX = 16  # pieces of a tile that one block adds up
+LEVELS = 3  # of such sums: enough for RADIX**3 pieces
+TAP_BITS = 16  # a window keeps its tap rows in one half of a 32-bit word, its tap columns in the other
 LEAST_SHARE = 4  # units of work that are worth a block
 POINT = Geometry(1, 1, 1, 1)
 
 # Rows and columns of a block and of a warp; loads of 16 bytes, or of one value where channels do not come in fours;
 # blocks per multiprocessor. LARGE keeps tensor cores busiest, MEDIUM has more blocks for small products, SCALAR takes
-# any shape, NARROW is for the few columns of CONV_DX_ALL.
+# any shape, NARROW is for the few columns of CONV_DX_ALL. A MEDIUM tile of doubles takes the registers of a LARGE one.
 Tile = namedtuple("Tile", "rows columns warp_rows warp_columns vector blocks")
 LARGE = Tile(128, 64, 64, 32, True, 2)
 MEDIUM = Tile(64, 64, 32, 32, True, 3)
+MEDIUM_DOUBLE = MEDIUM._replace(blocks=2)
 SCALAR = Tile(64, 32, 32, 16, False, 3)
 NARROW = Tile(128, 16, 32, 16, True, 3)
 OPERATIONS = ("CONV", "CONV_DX", "CONV_DW")
 
 
 def _name(op, tensor, tile):
-    flags = f"{tensor:d}, {tile.rows}, {tile.columns}, {tile.warp_rows}, {tile.warp_columns}, {tile.vector:d}"
-    return f"product<{op}, {flags}>"
+    return f"product<{op}, {', '.join(str(int(value)) for value in (tensor, *tile))}>"
 
 
 def _source(tensor, tiles):
     names = [_name(op, tensor, tile) for tile in tiles for op in OPERATIONS] + [_name("CONV_DX_ALL", tensor, NARROW)]
-    return cuda_module.Source("window.cu", "operands.cu", "tiles.cu", "product.cu", names=names)
+    return cuda_module.Source("window.cu", "operands.cu", "tiles.cu", "product.cu", names=names, THREADS=THREADS,
+                              STAGES=STAGES, UNIT_BYTES=UNIT_BYTES, ALONG_PAD_BYTES=ALONG_PAD_BYTES,
+                              ACROSS_PAD_BYTES=ACROSS_PAD_BYTES, RADIX=RADIX, TAP_BITS=TAP_BITS)
 
 
 TENSOR = _source(True, (LARGE, MEDIUM, SCALAR))  # float32 as tf32
-PLAIN = _source(False, (MEDIUM, SCALAR))  # float32, float64
+SINGLE = _source(False, (MEDIUM, SCALAR))  # float32
+DOUBLE = _source(False, (MEDIUM_DOUBLE, SCALAR))  # float64
 
 
 def im2col(x, g, buffers):
@@ -99,51 +107,54 @@ Plan = namedtuple("Plan", "source name grid share units columns row_tiles column
 def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multiprocessors):
     """What product.cu is launched with, of tile and shares, for these shapes."""
     size = dtype.itemsize
-    if g.kernel > MOST_TAPS:
-        raise ValueError(f"a kernel of {g.kernel} x {g.kernel}: at most {MOST_TAPS} x {MOST_TAPS}")
+    if g.kernel >= TAP_BITS:
+        raise ValueError(f"a kernel of {g.kernel} x {g.kernel}: the largest is {TAP_BITS - 1} x {TAP_BITS - 1}")
     if images * max(g.height * g.width * inputs, g.out_height * g.out_width * outputs) >= 2**31:
         raise ValueError(f"a batch of {images} images with more than 2^31 values: take a smaller one")
     lanes = 16 // size
-    patch = g.stride**2 * inputs
     vector = aligned and outputs % lanes == 0 and (op == "CONV_DX" or inputs % lanes == 0)
-    if op == "CONV_DX" and patch <= NARROW.columns and g.stride > 1 and vector and not moments:
-        op, tile = "CONV_DX_ALL", NARROW
-    elif not vector:
+    if not vector:
         tile = SCALAR
+    elif op == "CONV_DX" and g.stride > 1 and g.stride**2 * inputs <= NARROW.columns and not moments:
+        op = "CONV_DX_ALL"
+        tile = NARROW
+    elif not tensor:
+        tile = MEDIUM if size == 4 else MEDIUM_DOUBLE
     else:
-        large = tensor and _units(op, size, g, images, inputs, outputs, LARGE)
-        tile = LARGE if large and large[0] >= LEAST_SHARE * LARGE.blocks * multiprocessors else MEDIUM
+        units, *_ = _units(op, size, g, images, inputs, outputs, LARGE)
+        tile = LARGE if units >= LEAST_SHARE * LARGE.blocks * multiprocessors else MEDIUM
     units, per_tile, row_tiles, columns = _units(op, size, g, images, inputs, outputs, tile)
     share = max(-(-units // (tile.blocks * multiprocessors)), LEAST_SHARE)
     if len(per_tile) == 1 and per_tile[0] <= LEAST_SHARE:
         share = per_tile[0]  # short tiles are not cut
     grid = -(-units // share)
-    most = max((LARGE, MEDIUM, SCALAR, NARROW), key=lambda t: t.blocks * t.rows * t.columns)  # one scratch for all
-    slots = 2 * multiprocessors * most.blocks * most.rows * most.columns
-    return Plan(TENSOR if tensor else PLAIN, _name(op, tensor, tile), grid, share, units, columns, row_tiles,
-                -(-columns // tile.columns), slots, LEVELS * 2 * grid, _shared(op, size, tile))
+    slots = max(t.blocks * t.rows * t.columns for t in (LARGE, MEDIUM, SCALAR, NARROW))  # one scratch for all
+    source = TENSOR if tensor else SINGLE if size == 4 else DOUBLE
+    return Plan(source, _name(op, tensor, tile), grid, share, units, columns, row_tiles, -(-columns // tile.columns),
+                2 * multiprocessors * slots, LEVELS * 2 * grid, _shared(op, size, tile))
 
 
 def _units(op, size, g, images, inputs, outputs, tile):
-    """(units in all, units per tile of each class, row tiles, columns), as product.cu counts them."""
-    depth, small = 128 // size, images * g.out_height * g.out_width
+    """(units in all, units per tile of each class, row tiles, columns), as product.cu counts them.
+
+    classes: (rows, length of the contraction) of each product that is one launch.
+    """
+    depth = UNIT_BYTES // size
+    small = images * g.out_height * g.out_width
+    columns = outputs
     if op == "CONV":
-        columns, classes = outputs, [(small, g.kernel**2 * inputs)]
+        classes = [(small, g.kernel**2 * inputs)]
     elif op == "CONV_DW":
-        columns, classes = outputs, [(g.kernel**2 * inputs, small)]
+        classes = [(g.kernel**2 * inputs, small)]
     elif op == "CONV_DX_ALL":
-        s, k = g.stride, g.kernel
-        reach = [(s - 1 + before) // s + (k - 1 - before) // s + 1 for before in (g.top, g.left)]
-        columns, classes = s**2 * inputs, [(small, reach[0] * reach[1] * outputs)]
+        columns = g.stride**2 * inputs
+        tall, wide = ((g.stride - 1 + before) // g.stride + (g.kernel - 1 - before) // g.stride + 1
+                      for before in (g.top, g.left))
+        classes = [(small, tall * wide * outputs)]
     else:
-        columns, classes = inputs, []
-        for a in range(g.stride):
-            for b in range(g.stride):
-                pixels, taps = images, 1
-                for first, before, length in ((a, g.top, g.height), (b, g.left, g.width)):
-                    pixels *= -(-max(length - (first - before) % g.stride, 0) // g.stride)
-                    taps *= -(-max(g.kernel - first, 0) // g.stride)
-                classes.append((pixels, taps * outputs))
+        columns = inputs
+        classes = [(images * height * width, tall * wide * outputs)
+                   for height, tall in _phases(g, g.top, g.height) for width, wide in _phases(g, g.left, g.width)]
     per_tile = tuple(max(-(-contracted // depth), 1) for _, contracted in classes)
     row_tiles = [-(-rows // tile.rows) for rows, _ in classes]
     column_tiles = -(-columns // tile.columns)
@@ -151,13 +162,19 @@ def _units(op, size, g, images, inputs, outputs, tile):
     return units, per_tile, sum(row_tiles), columns
 
 
+def _phases(g, before, length):
+    """[(pixels, taps)] along one axis: the pixels that see the taps first, first + stride, ..., for each first tap."""
+    return [(-(-max(length - (first - before) % g.stride, 0) // g.stride), -(-max(g.kernel - first, 0) // g.stride))
+            for first in range(g.stride)]
+
+
 def _shared(op, size, tile):
-    """Bytes of the buffers: A and B by STAGES, each line padded as Tile in product.cu has it."""
-    depth = 128 // size
+    """Bytes of the buffers of A and B, which Tile in operands.cu lays out."""
+    depth = UNIT_BYTES // size
 
-    def values(by_row, length):
-        return length * (depth + 16 // size) if by_row else depth * (length + 32 // size)
+    def buffer(along, length):
+        return length * (UNIT_BYTES + ALONG_PAD_BYTES) if along else depth * (length * size + ACROSS_PAD_BYTES)
 
-    a = values(op != "CONV_DW", tile.rows)
-    b = values(op in ("CONV_DX", "CONV_DX_ALL"), tile.columns)
-    return STAGES * (a + b) * size
+    a = buffer(op != "CONV_DW", tile.rows)
+    b = buffer(op in ("CONV_DX", "CONV_DX_ALL"), tile.columns)
+    return STAGES * (a + b)

@@ -1,7 +1,8 @@
 """From a .cu file to a launch: compiling, argument types, device memory, and the one place that knows CuPy.
 
-NVRTC's cache of compiled kernels does not look into included files, so a source is one text: the typedef of T,
-device.h, then the files of kernels/. Kernels are taken by name expression, so templates need no wrapper.
+NVRTC's cache of compiled kernels does not look into included files, so a source is one text: the typedef of T and the
+constants that kernels share with Python, device.h, then the files of kernels/. Kernels are taken by name expression,
+so templates need no wrapper.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from minivae.errors import UserError
 KERNELS = Path(__file__).with_name("kernels")
 INSTALL = "pip install -r requirements-gpu.txt"
 TENSOR_CORES = 80  # the compute capability from which mma takes tf32
-MORE_SHARED = 48 * 1024  # bytes a block gets without asking
+SHARED_BYTES = 48 * 1024  # of shared memory that a block gets without asking
 
 xp = None  # cupy, or numpy under the tests' emulator
 precision = "tf32"  # of float32 products: "tf32" (tensor cores, 10 bits of mantissa) or "fp32"
@@ -25,18 +26,21 @@ _generation = 0  # counts use(): what was compiled or allocated under another ar
 
 
 def use(array_module, raw_module, compute_capability=90, multiprocessor_count=132, stream=None):
-    """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins of the two.
+    """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins for the two.
 
-    stream: the current one, on which everything runs; None for a stand-in, which has no graphs to replay.
+    stream: the current stream, on which everything runs; None for a stand-in, which has no graphs to replay.
     """
     global xp, capability, multiprocessors, _raw_module, _stream, _generation
-    xp, capability, multiprocessors = array_module, compute_capability, multiprocessor_count
-    _raw_module, _stream = raw_module, stream
+    xp = array_module
+    capability = compute_capability
+    multiprocessors = multiprocessor_count
+    _raw_module = raw_module
+    _stream = stream
     _generation += 1
 
 
 def require_gpu(precision="tf32"):
-    """Run on the first GPU from now on; precision "tf32" or "fp32". UserError says what is missing, if something is."""
+    """Run on the first GPU from now on, in precision "tf32" or "fp32". UserError says what is missing."""
     try:
         import cupy
     except ImportError as e:
@@ -67,7 +71,7 @@ def tensor_cores(dtype):
 
 
 def address(array):
-    """Where an array begins: vectors of 16 bytes want a multiple of 16."""
+    """Where an array begins; loads of 16 bytes need a multiple of 16."""
     return array.ctypes.data if xp is np else array.data.ptr
 
 
@@ -75,16 +79,22 @@ class Source:
     """Files of kernels/ compiled as one text, at the first launch with each dtype.
 
     names: every kernel launched from it, as C++ names it: "adam", "batch_norm<4>".
+    constants: what the kernels share with Python, by name; an int is an int there, a float is a T.
     """
 
-    def __init__(self, *files, names):
-        self.files, self.names = files, names
+    def __init__(self, *files, names, **constants):
+        self.files = files
+        self.names = names
+        self.constants = constants
         self._functions = {}
 
     def code(self, dtype):
-        """The text that is compiled for T = float or double."""
+        """The text that is compiled for T = float or double. Its first line defines T and the constants."""
         scalar = {"float32": "float", "float64": "double"}[np.dtype(dtype).name]
-        return f"typedef {scalar} T;\n" + "".join((KERNELS / f).read_text() for f in ("device.h", *self.files))
+        first_line = f"typedef {scalar} T;"
+        for name, value in self.constants.items():
+            first_line += f" constexpr {'int' if isinstance(value, int) else 'T'} {name} = {value};"
+        return first_line + "\n" + "".join((KERNELS / f).read_text() for f in ("device.h", *self.files))
 
     def launch(self, name, dtype, grid, block, *args, shared=0):
         """Start kernel `name` on the current stream: `grid` blocks of `block` threads (numbers or tuples).
@@ -93,7 +103,7 @@ class Source:
         shared: bytes of dynamic shared memory.
         """
         function = self._function(name, np.dtype(dtype))
-        if shared > max(function.max_dynamic_shared_size_bytes, MORE_SHARED):
+        if shared > max(function.max_dynamic_shared_size_bytes, SHARED_BYTES):
             function.max_dynamic_shared_size_bytes = shared
         function(_tuple(grid), _tuple(block), tuple(_argument(a, dtype) for a in args), shared_mem=shared)
 
@@ -161,11 +171,14 @@ class Landing:
 def capture(step):
     """A function that does what step() does: the first call runs it, the second records its launches as a CUDA graph.
 
-    From then on a call is one launch of that graph. step() must find its arrays made and must not wait for the device.
+    From then on a call is one launch of that graph. From its second call on step() must not allocate arrays or wait for
+    the device.
     """
     if _stream is None:
         return step
-    calls, graph, stream = 0, None, _stream
+    calls = 0
+    graph = None
+    stream = _stream
 
     def replay():
         nonlocal calls, graph
@@ -182,7 +195,7 @@ def capture(step):
 
 
 class Buffers:
-    """Arrays on the device, zeros when made and then kept: numpy_ops.Buffers there."""
+    """Arrays on the device that are zero when they are made and are then kept, as host.Buffers keeps them."""
 
     def __init__(self):
         self._arrays = {}
@@ -194,4 +207,4 @@ class Buffers:
         return self._arrays[key]
 
 
-scratch = Buffers()  # shared by all operations: contents are dead when one returns, counters are zero again
+scratch = Buffers()  # shared by all operations: each leaves its counters at zero, and other contents for nobody

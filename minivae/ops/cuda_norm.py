@@ -1,14 +1,16 @@
-"""Batch normalization on the GPU: numpy_norm's operations, launched; how they work is said in kernels/norm.cu."""
+"""Batch normalization on the GPU: launches of the kernels in kernels/norm.cu, which says how they work."""
 
 from minivae.ops import BN_EPS
 from minivae.ops.cuda_module import Source, scratch
 
-NORM = Source("norm.cu", names=[*(f"{kernel}<{v}>" for v in (1, 4) for kernel in (
-    "batch_moments", "batch_norm", "batch_norm_sums", "batch_norm_dx")), "moving_average"])
-THREADS = 256
+THREADS = 256  # of a block, at most
 WIDTH = 32  # channels of a block: 128 bytes of floats
 BLOCKS = 512  # about four for each multiprocessor of a large card
-FEW_ROWS = 256  # up to here one block takes all rows
+FEW_ROWS = 256  # one block takes as many rows as this alone
+
+NORM = Source("norm.cu", names=[*(f"{kernel}<{v}>" for v in (1, 4) for kernel in (
+    "batch_moments", "batch_norm", "batch_norm_sums", "batch_norm_dx")), "moving_average"],
+              THREADS=THREADS, BN_EPS=BN_EPS)
 
 
 class _Tiling:
@@ -22,7 +24,8 @@ class _Tiling:
         lanes = THREADS // self.columns
         strips = -(-self.c // (self.columns * self.v))
         self.shares = 1 if one_share else max(1, min(-(-self.rows // lanes), BLOCKS // strips))
-        self.grid, self.block = (self.shares, strips), self.columns * lanes
+        self.grid = self.shares, strips
+        self.block = self.columns * lanes
         self.shape = self.rows, self.c, self.columns
 
     def scratch(self, dtype):
@@ -30,25 +33,27 @@ class _Tiling:
         return (scratch("norm_partial", (self.shares, 2, self.c), dtype),
                 scratch("norm_counters", (self.grid[1],), "uint32"))
 
+    def launch(self, kernel, dtype, *args):
+        NORM.launch(f"{kernel}<{self.v}>", dtype, self.grid, self.block, *args)
+
 
 def batch_moments(x, moments):
-    t = _Tiling(x)
-    NORM.launch(f"batch_moments<{t.v}>", x.dtype, t.grid, t.block, x, *t.shape, *t.scratch(x.dtype), moments)
+    tiling = _Tiling(x)
+    tiling.launch("batch_moments", x.dtype, x, *tiling.shape, *tiling.scratch(x.dtype), moments)
 
 
 def batch_norm(x, moments, gamma, beta, slope, y, moving=None, decay=1):
-    t = _Tiling(x)
-    NORM.launch(f"batch_norm<{t.v}>", x.dtype, t.grid, t.block, x, moments, gamma, beta, float(slope), BN_EPS, moving,
-                float(decay), float(1 - decay), *t.shape, y)
+    tiling = _Tiling(x)
+    tiling.launch("batch_norm", x.dtype, x, moments, gamma, beta, float(slope), moving, float(decay), float(1 - decay),
+                  *tiling.shape, y)
 
 
 def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
-    t = _Tiling(x, one_share=x.size // x.shape[-1] <= FEW_ROWS)
-    given = dy, x, moments, gamma, beta, float(slope), BN_EPS, int(train)
-    NORM.launch(f"batch_norm_sums<{t.v}>", x.dtype, t.grid, t.block, *given, *t.shape, *t.scratch(x.dtype),
-                dx, dgamma, dbeta)
-    if t.shares > 1:
-        NORM.launch(f"batch_norm_dx<{t.v}>", x.dtype, t.grid, t.block, *given, dgamma, dbeta, *t.shape, dx)
+    tiling = _Tiling(x, one_share=x.size // x.shape[-1] <= FEW_ROWS)
+    given = dy, x, moments, gamma, beta, float(slope), int(train)
+    tiling.launch("batch_norm_sums", x.dtype, *given, *tiling.shape, *tiling.scratch(x.dtype), dx, dgamma, dbeta)
+    if tiling.shares > 1:
+        tiling.launch("batch_norm_dx", x.dtype, *given, dgamma, dbeta, *tiling.shape, dx)
 
 
 def moving_average(moving, moments, decay):

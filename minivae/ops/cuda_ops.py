@@ -1,4 +1,4 @@
-"""The operations on the GPU: each launches the kernels that do what numpy_ops says under the same name.
+"""The operations on the GPU: each launches the kernels that do what plain.py defines under the same name.
 
 How each works is said beside it, in kernels/*.cu. Products and convolutions are in cuda_conv, batch norm in cuda_norm.
 """
@@ -7,17 +7,20 @@ import math
 
 import numpy as np
 
-from minivae.ops import SIGMA_FLOOR, VAR_FLOOR, cuda_module
+from minivae.ops import HALF_RANGE, SIGMA_FLOOR, VAR_FLOOR, cuda_module
 from minivae.ops.cuda_conv import conv, conv_dw, conv_dx, dense, dense_dw, dense_dx, im2col  # noqa: F401
 from minivae.ops.cuda_module import Buffers, Landing, Source, capture, scratch, to_host  # noqa: F401
 from minivae.ops.cuda_norm import batch_moments, batch_norm, batch_norm_dx, moving_average  # noqa: F401
 
-GAUSSIAN = Source("gaussian.cu", names=["latent", "latent_dx", "bias_tanh", "tanh_gaussian<1>", "tanh_gaussian<4>",
-                                        "tanh_gaussian_pixel", "log_sigma_dx", "fit_sigma"])
-STEP = Source("step.cu", names=["normal", "gather", "adam<1>", "adam<4>", "add<1>", "add<4>", "record"])
-THREADS = 256
-LANES = 192  # threads of tanh_gaussian, at most
+THREADS = 256  # of a block
+IMAGE_THREADS = 192  # of a block of the image's kernels, at most: a multiple of 1, 2, 3, 4 and 6 channels
 BLOCKS = 1024  # about eight for each multiprocessor of a large card
+
+GAUSSIAN = Source("gaussian.cu", names=["latent", "latent_dx", "bias_tanh", "tanh_gaussian<1>", "tanh_gaussian<4>",
+                                        "tanh_gaussian_pixel", "log_sigma_dx", "fit_sigma"],
+                  THREADS=THREADS, IMAGE_THREADS=IMAGE_THREADS, VAR_FLOOR=VAR_FLOOR, SIGMA_FLOOR=SIGMA_FLOOR)
+STEP = Source("step.cu", names=["normal", "gather", "adam<1>", "adam<4>", "add<1>", "add<4>", "record"],
+              THREADS=THREADS, HALF_RANGE=HALF_RANGE)
 
 
 def __getattr__(name):
@@ -31,8 +34,8 @@ def __getattr__(name):
 
 def latent(mean, s, eps, analytic, z, var, kl):
     n, size = mean.shape
-    GAUSSIAN.launch("latent", mean.dtype, _blocks(32 * n), THREADS, mean, s, eps, int(analytic), VAR_FLOOR, n, size,
-                    z, var, kl)
+    GAUSSIAN.launch("latent", mean.dtype, _blocks(32 * n), THREADS, mean, s, eps, int(analytic), n, size, z, var,
+                    kl)
 
 
 def latent_dx(dz, mean, s, eps, analytic, scale, z, var, dmean, ds):
@@ -45,9 +48,9 @@ def bias_tanh(a, b, x_hat):
 
 
 def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
-    v = _vector(math.prod(x.shape[1:]))
-    parts, block, *tail = _image_tiling(x, v, 2)
-    GAUSSIAN.launch(f"tanh_gaussian<{v}>", x.dtype, len(x) * parts, block, a, b, x, log_sigma, float(scale), *tail,
+    width = _vector_width(math.prod(x.shape[1:]))
+    blocks, block, tiling = _image_tiling(x, width, sums=2)
+    GAUSSIAN.launch(f"tanh_gaussian<{width}>", x.dtype, blocks, block, a, b, x, log_sigma, float(scale), *tiling,
                     x_hat, rec, da, db)
 
 
@@ -56,21 +59,15 @@ def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
 
 
 def fit_sigma(rec, size, log_sigma):
-    GAUSSIAN.launch("fit_sigma", rec.dtype, 1, THREADS, rec, size, SIGMA_FLOOR, rec.size, log_sigma)
+    GAUSSIAN.launch("fit_sigma", rec.dtype, 1, THREADS, rec, size, rec.size, log_sigma)
 
 
 def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
-    parts, block, *tail = _image_tiling(x, 1, 3)
-    GAUSSIAN.launch("tanh_gaussian_pixel", x.dtype, len(x) * parts, block, a, b, x, float(scale), SIGMA_FLOOR**2, *tail,
-                    x_hat, rec, da, db)
+    blocks, block, tiling = _image_tiling(x, 1, sums=3)
+    GAUSSIAN.launch("tanh_gaussian_pixel", x.dtype, blocks, block, a, b, x, float(scale), *tiling, x_hat, rec, da, db)
 
 
-def add(total, term):
-    v = _vector(total.size)
-    STEP.launch(f"add<{v}>", total.dtype, _blocks(total.size // v), THREADS, term, total.size, total)
-
-
-# A training step's ends: noise, batch, update, log
+# A training step's ends: noise, batch, Adam, log
 
 
 def normal(seed, stream, t, out):
@@ -79,12 +76,18 @@ def normal(seed, stream, t, out):
 
 
 def gather(images, index, t, x):
-    (window, n), size = index.shape, math.prod(x.shape[1:])
+    window, n = index.shape
+    size = math.prod(x.shape[1:])
     STEP.launch("gather", x.dtype, (n, _blocks(size // 4)), THREADS, images, index, t, window, size, x)
 
 
+def add(total, term):
+    width = _vector_width(total.size)
+    STEP.launch(f"add<{width}>", total.dtype, _blocks(total.size // width), THREADS, term, total.size, total)
+
+
 def adam(values, grads, m, v, lr, t, beta1, beta2, eps):
-    width = _vector(values.size)
+    width = _vector_width(values.size)
     STEP.launch(f"adam<{width}>", values.dtype, min(_blocks(values.size // width), BLOCKS), THREADS, lr, t,
                 np.float64(beta1), np.float64(beta2), eps, values.size, values, grads, m, v)
 
@@ -97,15 +100,20 @@ def _blocks(threads):
     return -(-threads // THREADS)
 
 
-def _vector(count):
-    """Values that a thread takes at a time."""
+def _vector_width(count):
+    """How many of `count` values a thread takes at a time."""
     return 4 if count % 4 == 0 else 1
 
 
-def _image_tiling(x, v, sums):
-    """parts, block, and the arguments from `images` to `counter`: blocks enough to fill the card with a small batch."""
-    n, size, c = len(x), math.prod(x.shape[1:]), x.shape[-1]
-    block = LANES // c * c
-    parts = max(1, min(-(-size // (block * v)), BLOCKS // 4 // n))
-    return (parts, block, n, size, c, parts, scratch("image_sums", (n * parts, sums, c), x.dtype),
-            scratch("image_counter", (1,), "uint32"))
+def _image_tiling(x, width, sums):
+    """(blocks, threads of a block, the kernel's arguments from `images` to `counter`) for images x (N, H, W, C).
+
+    A small batch gets several blocks for each image, enough to fill the card.
+    """
+    n = len(x)
+    c = x.shape[-1]
+    size = math.prod(x.shape[1:])
+    block = IMAGE_THREADS // c * c
+    parts = max(1, min(-(-size // (block * width)), BLOCKS // 4 // n))
+    partial = scratch("image_sums", (n * parts, sums, c), x.dtype)
+    return n * parts, block, (n, size, c, parts, partial, scratch("image_counter", (1,), "uint32"))

@@ -4,10 +4,11 @@
 // runs until it meets a barrier or a warp collective; the scheduler lets the waiting fibers go when all have come.
 //   order 0: lanes, warps and blocks first to last; cp.async lands at once       (shows a tile overwritten too early)
 //   order 1: last to first;                         cp.async lands at its wait   (shows a wait that is missing)
-//   order 2: shuffled anew at every barrier;        cp.async lands at its wait
-// Found: divergent barriers, deadlocks, missing barriers and waits, shared memory read before it is written (every
+//   order 2: shuffled again at every barrier;       cp.async lands at its wait
+// It finds divergent barriers, deadlocks, missing barriers and waits, shared memory read before it is written (every
 // block starts with all bits set: NaN), misaligned vectors, and, through guard pages, accesses out of range.
-// Not covered: memory order between blocks (but see atomicAdd), bank conflicts, the tensor core's exact rounding, flushed denormals.
+// It does not cover memory order between blocks (but see atomicAdd), bank conflicts, the tensor core's exact rounding and
+// flushed denormals.
 #pragma once
 #include <csetjmp>
 #include <csignal>

@@ -1,6 +1,6 @@
 // What every kernel file is compiled after: the few PTX instructions that we use, under plain names, and the block-wide
-// helpers. `T` (float or double) is a typedef that the launcher puts in front. No CUDA header is needed.
-// The tests' emulator has the part under #ifndef EMULATOR in C++.
+// helpers. The launcher puts a line in front, which defines T (float or double) and the constants that the kernels
+// share with Python. No CUDA header is needed. The tests' emulator has the part under #ifndef EMULATOR in C++.
 
 constexpr unsigned FULL = 0xffffffffu;  // all lanes of a warp
 
@@ -67,10 +67,11 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
 }
 #endif
 
-// A float as an operand of mma, which reads 10 bits of mantissa and drops the rest: that alone would make every product
-// too small by 7e-4 on average. Half a unit of the last place kept, on average over mantissas, is added before: what
-// tf32 represents stays as it is, all else is rounded to within 0.7 units with a mean error of 0, for one
-// multiplication; cvt.rna.tf32 would round to 0.5 but takes three instructions, NaN and infinity being special to it.
+// A float as an operand of mma, which reads 10 bits of mantissa and drops the rest. That alone would make every product
+// too small by 7e-4 on average, so half a unit of the last place kept (half on average over mantissas) is added before.
+// What tf32 represents stays as it is; everything else is rounded to within 0.7 units with a mean error of 0, for one
+// multiplication. cvt.rna.tf32 would round to 0.5 units but takes three instructions: NaN and infinity are special to
+// it.
 __device__ __forceinline__ unsigned to_tf32(float x) { return __float_as_uint(x * (1 + 0.6931472f / 2048)); }
 
 // V neighbouring values, loaded and stored 16 bytes at a time.
@@ -81,9 +82,9 @@ struct alignas(2 * sizeof(T)) Pair {
   T first, second;
 };
 
-// True for every thread of the last block to come here of the `blocks` that count in *counter, which is 0 before and
-// after. What the other blocks wrote before is visible then. The counter is an integer and only says who is last, so a
-// sum that this block then takes in a fixed order is the same in every run.
+// True for every thread of the last block to come here, of the `blocks` that count in *counter. What the other blocks
+// wrote before is visible then. *counter is 0 before and after. It is an integer that only says which block is last, so
+// a sum that this block then takes in a fixed order is the same in every run.
 __device__ __forceinline__ bool last_block(unsigned* counter, unsigned blocks) {
   SHARED(unsigned, last, );
   __threadfence();

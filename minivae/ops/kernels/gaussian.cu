@@ -1,22 +1,23 @@
-// The latent code and the image: reparameterization and KL, tanh and ln p(x|z), each with its gradient in the same
-// pass. Each kernel quotes the NumPy lines of numpy_ops.py that it replaces.
+// The latent code and the image: reparameterization and KL, tanh and ln p(x|z), the latter with its gradient in the
+// same pass. Each kernel quotes the lines of plain.py that it replaces.
 
-constexpr int THREADS = 256;  // of the kernels with one block
-constexpr int LANES = 192;    // of tanh_gaussian's block, at most: a multiple of 1, 2, 3, 4 and 6 channels
+constexpr T SIGMA_FLOOR2 = SIGMA_FLOOR * SIGMA_FLOOR;
 
 __device__ __forceinline__ T softplus(T s) { return (s > 0 ? s : 0) + log1p(exp(-fabs(s))); }
 __device__ __forceinline__ T sigmoid(T s) { return 1 / (1 + exp(-s)); }
 
-// var = np.logaddexp(s, 0) + VAR_FLOOR; z = mean + np.sqrt(var) * eps; kl = terms.sum(1) / 2, where
-// terms = mean**2 + var - 1 - np.log(var) if analytic else z**2 - eps**2 - np.log(var)
-// A warp for each image, since an image has about ten latents: its lanes take them in turn and add by shuffles.
-__global__ void latent(const T* mean, const T* s, const T* eps, int analytic, T floor, int images, int size, T* z,
-                       T* var, T* kl) {
+//   plain: var[...] = np.logaddexp(s, 0) + VAR_FLOOR
+//   plain: z[...] = mean + np.sqrt(var) * eps
+//   plain: terms = mean**2 + var - 1 - np.log(var) if analytic else z**2 - eps**2 - np.log(var)
+//   plain: kl[...] = terms.sum(1) / 2
+// An image has about ten latents, so each image gets a warp, whose lanes take the latents in turn and add by shuffles.
+__global__ void latent(const T* mean, const T* s, const T* eps, int analytic, int images, int size, T* z, T* var,
+                       T* kl) {
   const int image = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
   if (image >= images) return;
   T sum = 0;
   for (int i = image * size + lane; i < (image + 1) * size; i += 32) {
-    const T v = softplus(s[i]) + floor, code = mean[i] + sqrt(v) * eps[i];
+    const T v = softplus(s[i]) + VAR_FLOOR, code = mean[i] + sqrt(v) * eps[i];
     var[i] = v;
     z[i] = code;
     sum += (analytic ? mean[i] * mean[i] + v - 1 : code * code - eps[i] * eps[i]) - log(v);
@@ -25,10 +26,11 @@ __global__ void latent(const T* mean, const T* s, const T* eps, int analytic, T 
   if (lane == 0) kl[image] = sum / 2;
 }
 
-// dmean = dz + scale * (mean if analytic else z); through_z = dz if analytic else dmean
-// dvar = through_z * eps / (2 * np.sqrt(var)) - scale / (2 * var) + (scale / 2 if analytic else 0)
-// ds = dvar * np.exp(-np.logaddexp(0, -s))
-// A thread for each element: a few hundred in all.
+//   plain: dmean[...] = dz + scale * (mean if analytic else z)
+//   plain: through_z = dz if analytic else dmean
+//   plain: dvar = through_z * eps / (2 * np.sqrt(var)) - scale / (2 * var) + (scale / 2 if analytic else 0)
+//   plain: ds[...] = dvar * np.exp(-np.logaddexp(0, -s))
+// Each of a few hundred elements gets a thread.
 __global__ void latent_dx(const T* dz, const T* mean, const T* s, const T* eps, int analytic, T scale, const T* z,
                           const T* var, int count, T* dmean, T* ds) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -39,16 +41,17 @@ __global__ void latent_dx(const T* dz, const T* mean, const T* s, const T* eps, 
           sigmoid(s[i]);
 }
 
-// x_hat = np.tanh(a + b), a thread for each value: only sampling wants it alone.
+//   plain: x_hat[...] = np.tanh(a + b)
+// Each value gets a thread. Only sampling wants x_hat alone.
 __global__ void bias_tanh(const T* a, const T* b, int c, int count, T* x_hat) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) x_hat[i] = tanh(a[i] + b[i % c]);
 }
 
-// The tail of the two kernels below. Each thread has put into s, for its channels, rows of HEADS db sums
-// (width HEADS c) and a share of rec (width c): db = da.sum((0, 1, 2)); rec = factor * error.sum((1, 2, 3)) + constant.
-// A block belongs to one image and leaves its sums in `partial`; the last one adds them all, an image's for rec and
-// everyone's for db: a few thousand numbers, which would cost a second launch more than they cost one block.
+// The tail of the two kernels below: rec = factor * (the image's sum) + constant, and db. Each thread has put into s,
+// for its channels, rows of HEADS sums for db (width HEADS c) and one sum for rec (width c). A block belongs to one
+// image and leaves its sums in `partial`; the last block adds them all, an image's for rec and everyone's for db. They
+// are a few thousand numbers, which one block adds in less time than a second launch would take.
 template <int HEADS>
 __device__ void finish(T* s, int lanes, int c, int images, int parts, T factor, T constant, T* partial,
                        unsigned* counter, T* rec, T* db) {
@@ -72,15 +75,18 @@ __device__ void finish(T* s, int lanes, int c, int images, int parts, T factor, 
   if (threadIdx.x < heads) db[threadIdx.x] = s[threadIdx.x];
 }
 
-// x_hat = np.tanh(a + b); error = x_hat - x; precision = np.exp(-2 * log_sigma[0])
-// da = error * (1 - x_hat**2) * (scale * precision); db = da.sum((0, 1, 2))
-// rec = 0.5 * precision * (error**2).sum((1, 2, 3)) + size * log_sigma[0]
-// `parts` blocks for each image of `size` values; a thread takes V values at a time, 16 bytes of floats. blockDim.x is
-// a multiple of c, so all that a thread meets as its k-th value is of one channel, whose sums stay in registers.
+//   plain: bias_tanh(a, b, x_hat)
+//   plain: error = x_hat - x
+//   plain: precision = np.exp(-2 * log_sigma[0])
+//   plain: rec[...] = precision / 2 * (error**2).sum((1, 2, 3)) + x[0].size * log_sigma[0]
+//   plain: da[...] = scale * precision * error * (1 - x_hat**2)
+//   plain: db[...] = da.sum((0, 1, 2))
+// Each image of `size` values gets `parts` blocks; a thread takes V values at a time, 16 bytes of floats. blockDim.x is
+// a multiple of c, so the k-th values that a thread meets are all of one channel, whose sums stay in registers.
 template <int V>
 __global__ void tanh_gaussian(const T* a, const T* b, const T* x, const T* log_sigma, T scale, int images, int size,
                               int c, int parts, T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
-  SHARED(T, s, [2 * LANES * V]);
+  SHARED(T, s, [2 * IMAGE_THREADS * V]);
   const T precision = exp(-2 * log_sigma[0]);
   const size_t image = blockIdx.x / parts * (size_t)size;
   T bias[V], sum[V] = {}, square[V] = {};
@@ -106,20 +112,25 @@ __global__ void tanh_gaussian(const T* a, const T* b, const T* x, const T* log_s
   finish<1>(s, blockDim.x * V / c, c, images, parts, precision / 2, size * log_sigma[0], partial, counter, rec, db);
 }
 
-// x_hat = np.tanh(a[..., :c] + b[:c]); t = a[..., c:] + b[c:]; var = np.logaddexp(t, 0) + floor; error = x_hat - x
-// ratio = error**2 / var; rec = (ratio + np.log(var)).sum((1, 2, 3)) / 2; db = da.sum((0, 1, 2))
-// da[..., :c] = error * (1 - x_hat**2) / var * scale
-// da[..., c:] = (1 - ratio) / (2 * var) * np.exp(-np.logaddexp(0, -t)) * scale
-// Tiled as tanh_gaussian, but one value of x at a time, whose two values of a lie c apart.
-__global__ void tanh_gaussian_pixel(const T* a, const T* b, const T* x, T scale, T floor, int images, int size, int c,
-                                    int parts, T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
-  SHARED(T, s, [3 * LANES]);
+//   plain: bias_tanh(a[..., :c], b[:c], x_hat)
+//   plain: t = a[..., c:] + b[c:]
+//   plain: var = np.logaddexp(t, 0) + t.dtype.type(SIGMA_FLOOR**2)
+//   plain: error = x_hat - x
+//   plain: ratio = error**2 / var
+//   plain: rec[...] = (ratio + np.log(var)).sum((1, 2, 3)) / 2
+//   plain: da[..., :c] = error * (1 - x_hat**2) / var * scale
+//   plain: da[..., c:] = (1 - ratio) / (2 * var) * np.exp(-np.logaddexp(0, -t)) * scale
+//   plain: db[...] = da.sum((0, 1, 2))
+// It is tiled as tanh_gaussian is, but a thread takes one value of x at a time, whose two values of a lie c apart.
+__global__ void tanh_gaussian_pixel(const T* a, const T* b, const T* x, T scale, int images, int size, int c, int parts,
+                                    T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
+  SHARED(T, s, [3 * IMAGE_THREADS]);
   const size_t image = blockIdx.x / parts * (size_t)size;
   const int channel = threadIdx.x % c, row = threadIdx.x / c;
   T sum = 0, sum2 = 0, terms = 0;
   for (int i = blockIdx.x % parts * blockDim.x + threadIdx.x; i < size; i += parts * blockDim.x) {
     const size_t first = (image + i - channel) * 2 + channel, second = first + c;
-    const T y = tanh(a[first] + b[channel]), t = a[second] + b[c + channel], var = softplus(t) + floor;
+    const T y = tanh(a[first] + b[channel]), t = a[second] + b[c + channel], var = softplus(t) + SIGMA_FLOOR2;
     const T error = y - x[image + i], ratio = error * error / var;
     const T d1 = error * (1 - y * y) / var * scale, d2 = (1 - ratio) / (2 * var) * sigmoid(t) * scale;
     x_hat[image + i] = y;
@@ -135,7 +146,7 @@ __global__ void tanh_gaussian_pixel(const T* a, const T* b, const T* x, T scale,
   finish<2>(s, blockDim.x / c, c, images, parts, (T)0.5, 0, partial, counter, rec, db);
 }
 
-// The sum of rec, by one block of THREADS: rec is one number for each image of a batch.
+// The sum of rec, by one block of THREADS: rec holds one number for each image of the batch.
 __device__ T sum_images(const T* rec, int images) {
   SHARED(T, s, [THREADS]);
   T sum = 0;
@@ -145,14 +156,15 @@ __device__ T sum_images(const T* rec, int images) {
   return s[0];
 }
 
-// dlog_sigma[0] = scale * (size - 2 * (rec - size * log_sigma[0])).sum()
+//   plain: dlog_sigma[0] = scale * (size - 2 * (rec - size * log_sigma[0])).sum()
 __global__ void log_sigma_dx(const T* rec, const T* log_sigma, int size, T scale, int images, T* dlog_sigma) {
   const T sum = sum_images(rec, images), all = (T)images * size;
   if (threadIdx.x == 0) dlog_sigma[0] = scale * (all - 2 * (sum - all * log_sigma[0]));
 }
 
-// log_sigma[0] = np.log(max(2 * rec.mean() / size, floor**2)) / 2; a NaN stays one
-__global__ void fit_sigma(const T* rec, int size, T floor, int images, T* log_sigma) {
+//   plain: log_sigma[0] = np.log(max(2 * rec.mean() / size, SIGMA_FLOOR**2)) / 2
+// A NaN stays a NaN.
+__global__ void fit_sigma(const T* rec, int size, int images, T* log_sigma) {
   const T mean = 2 * sum_images(rec, images) / images / size;
-  if (threadIdx.x == 0) log_sigma[0] = log(mean < floor * floor ? floor * floor : mean) / 2;
+  if (threadIdx.x == 0) log_sigma[0] = log(mean < SIGMA_FLOOR2 ? SIGMA_FLOOR2 : mean) / 2;
 }

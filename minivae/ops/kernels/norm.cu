@@ -1,14 +1,14 @@
-// Batch normalization, forward and backward: the kernels of cuda_norm.py, each with the NumPy line that it replaces.
+// Batch normalization, forward and backward: the kernels of cuda_norm.py. Each quotes the lines of plain.py that it
+// replaces.
 //
 // x is a matrix of `rows` rows and c channels, channels side by side. A thread takes V neighbouring channels, 16 bytes
 // of floats, and walks down the rows, so that its channels' constants are read once and stay in registers. A block is
-// `columns` such threads wide, 128 bytes: a line of the cache; the rest of its threads stand on further rows.
+// `columns` such threads wide, which makes 128 bytes, a line of the cache; its other threads stand on further rows.
 // blockIdx.y is the strip of channels, blockIdx.x the share of the rows: neighbouring rows go to neighbouring threads.
 //
-// Sums over rows: each thread's own, then the block's in shared memory (fold_rows), then, by the last block of a strip
-// to come, those of the strip's blocks. Every order is fixed, so two runs give the same bits.
-
-constexpr int THREADS = 256;  // of a block, at most; cuda_norm.py knows it too
+// A sum over rows has three levels: each thread adds its own rows, the block adds its threads' sums in shared memory
+// (fold_rows), and the last block of a strip to finish adds the sums of the strip's blocks. Every order is fixed, so
+// two runs give the same bits.
 
 template <int V> struct Place {
   int column, lane, lanes, channel, row, step;
@@ -21,17 +21,17 @@ template <int V> struct Place {
 
 template <int V> struct Constants {  // of a thread's channels: u = (x - mean) scale + offset, scale = gamma rstd
   T mean[V], rstd[V], scale[V], offset[V];
-  __device__ Constants(const T* moments, const T* gamma, const T* beta, T eps, int channel, int c) {
+  __device__ Constants(const T* moments, const T* gamma, const T* beta, int channel, int c) {
     for (int k = 0; k < V; ++k) {
       mean[k] = moments[channel + k];
-      rstd[k] = 1 / sqrt(moments[c + channel + k] + eps);
+      rstd[k] = 1 / sqrt(moments[c + channel + k] + BN_EPS);
       scale[k] = gamma[channel + k] * rstd[k];
       offset[k] = beta[channel + k];
     }
   }
 };
 
-// Each channel's sum of `value` over the block's rows, in every thread of the channel. Uses s (THREADS * V).
+// Each channel's sum of `value` over the block's rows, in every thread of the channel; s (THREADS * V) is scratch.
 template <int V> __device__ void sum_rows(T* s, const Place<V>& at, int columns, T* value) {
   __syncthreads();  // the last sums in s have been read
   for (int k = 0; k < V; ++k) s[(at.lane * columns + at.column) * V + k] = value[k];
@@ -39,10 +39,13 @@ template <int V> __device__ void sum_rows(T* s, const Place<V>& at, int columns,
   for (int k = 0; k < V; ++k) value[k] = s[at.column * V + k];
 }
 
-// moments[0] = mean, moments[1] = variance: means[i] = sum_rows / n; variances[i] = centred.dot(centred) / n; then
-//   mean = sum f_i m_i    var = sum f_i (v_i + (m_i - mean)^2)    f_i: a block's share of the rows
-// A block reads its rows twice, the second time from the cache: sums of squares alone would lose a small
-// variance's digits.
+//   plain: rows = x.reshape(-1, x.shape[-1])
+//   plain: moments[0] = rows.mean(0)
+//   plain: moments[1] = rows.var(0)
+// Each block finds the mean m_i and the variance v_i of its rows, a fraction f_i of all rows; then
+//   mean = sum f_i m_i    var = sum f_i (v_i + (m_i - mean)^2)
+// A block reads its rows twice, the second time from the cache: from sums of squares a small variance would lose its
+// digits.
 template <int V>
 __global__ void batch_moments(const T* x, int rows, int c, int columns, T* partial, unsigned* counters, T* moments) {
   SHARED(T, s, [THREADS * V]);
@@ -88,14 +91,17 @@ __global__ void batch_moments(const T* x, int rows, int c, int columns, T* parti
     }
 }
 
-// y = (x - mean) * scale + beta; y = np.maximum(y, slope * y); and, with moving, by the first block of each strip:
-// moving *= decay; moving += (1 - decay) * moments. No two threads meet; the arrays are read and written once.
+//   plain: u = gamma * (x - mean) / np.sqrt(var + BN_EPS) + beta
+//   plain: y[...] = np.maximum(u, slope * u)
+// With `moving`, the first block of each strip also does
+//   plain: moving_average(moving, moments, decay)
+// Each element of x is read once and no thread waits for another.
 template <int V>
-__global__ void batch_norm(const T* x, const T* moments, const T* gamma, const T* beta, T slope, T eps, T* moving,
-                           T decay, T gain, int rows, int c, int columns, T* y) {
+__global__ void batch_norm(const T* x, const T* moments, const T* gamma, const T* beta, T slope, T* moving, T decay,
+                           T gain, int rows, int c, int columns, T* y) {
   const Place<V> at(c, columns);
   if (!at.inside) return;
-  const Constants<V> is(moments, gamma, beta, eps, at.channel, c);
+  const Constants<V> is(moments, gamma, beta, at.channel, c);
   if (moving && at.row == 0)
     for (int i = 0; i < 2 * c; i += c)
       for (int k = at.channel; k < at.channel + V; ++k) moving[i + k] = decay * moving[i + k] + gain * moments[i + k];
@@ -110,7 +116,8 @@ __global__ void batch_norm(const T* x, const T* moments, const T* gamma, const T
   }
 }
 
-// g = dy leaky'(u) of one vector; centred = x - mean.
+// g = dy leaky'(u) of one vector, and centred = x - mean.
+//   plain: g = dy * np.where(gamma * n + beta < 0, slope, 1)
 template <int V>
 __device__ __forceinline__ Vec<V> slope_of(const T* dy, const T* x, size_t i, const Constants<V>& is, T slope,
                                            T* centred) {
@@ -123,8 +130,10 @@ __device__ __forceinline__ Vec<V> slope_of(const T* dy, const T* x, size_t i, co
   return g;
 }
 
-// dx = scale * g + by_x * (x - mean) + constant, by_x = -gamma rstd^2 dgamma / rows,
-// constant = -gamma rstd dbeta / rows, both 0 in test mode. dx may be dy: a thread writes only what it alone has read.
+//   plain: g = g - dbeta / rows - n * dgamma / rows
+//   plain: dx[...] = gamma * rstd * g
+// as dx = scale g + by_x (x - mean) + constant, whose by_x and constant are 0 in test mode. dx may be dy: a thread
+// writes only what it alone has read.
 template <int V>
 __device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Constants<V>& is, T slope, bool train,
                          const T* dgamma, const T* dbeta, int rows, int c, T* dx) {
@@ -142,15 +151,17 @@ __device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Cons
   }
 }
 
-// dbeta = g.sum(0); dgamma = (g * (x - mean)).sum(0) * rstd. Where one block has all rows of its strip (gridDim.x is 1:
-// a dense layer's few rows) it writes dx too, which saves a launch; else batch_norm_dx does.
+//   plain: dgamma[...] = (g * n).reshape(-1, len(gamma)).sum(0)
+//   plain: dbeta[...] = g.reshape(-1, len(beta)).sum(0)
+// Where one block has all rows of its strip (gridDim.x is 1, for the few rows of a dense layer) it also writes dx,
+// which saves a launch; otherwise batch_norm_dx does.
 template <int V>
 __global__ void batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope,
-                                T eps, int train, int rows, int c, int columns, T* partial, unsigned* counters, T* dx,
+                                int train, int rows, int c, int columns, T* partial, unsigned* counters, T* dx,
                                 T* dgamma, T* dbeta) {
   SHARED(T, s, [THREADS * V]);
   const Place<V> at(c, columns);
-  const Constants<V> is(moments, gamma, beta, eps, at.inside ? at.channel : 0, c);
+  const Constants<V> is(moments, gamma, beta, at.inside ? at.channel : 0, c);
   T sum[V] = {}, dot[V] = {};
   for (int r = at.row; at.inside && r < rows; r += at.step) {
     T centred[V];
@@ -187,17 +198,19 @@ __global__ void batch_norm_sums(const T* dy, const T* x, const T* moments, const
   if (gridDim.x == 1) write_dx<V>(at, dy, x, is, slope, train, dot, sum, rows, c, dx);
 }
 
-// The second pass where the rows were shared out: dx from dgamma and dbeta.
+// The second pass where several blocks share the rows: dx from dgamma and dbeta.
+//   plain: dx[...] = gamma * rstd * g
 template <int V>
-__global__ void batch_norm_dx(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, T eps,
+__global__ void batch_norm_dx(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope,
                               int train, const T* dgamma, const T* dbeta, int rows, int c, int columns, T* dx) {
   const Place<V> at(c, columns);
   if (!at.inside) return;
-  const Constants<V> is(moments, gamma, beta, eps, at.channel, c);
+  const Constants<V> is(moments, gamma, beta, at.channel, c);
   write_dx<V>(at, dy, x, is, slope, train, dgamma + at.channel, dbeta + at.channel, rows, c, dx);
 }
 
-// moving *= decay; moving += (1 - decay) * moments, where batch_norm does not do it: a handful of values.
+//   plain: moving[...] = decay * moving + (1 - decay) * moments
+// A handful of values, where batch_norm does not do it.
 __global__ void moving_average(const T* moments, T decay, T gain, int count, T* moving) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) moving[i] = decay * moving[i] + gain * moments[i];

@@ -1,17 +1,15 @@
 // How product.cu brings its operands from the images and the weights into shared memory, and how warps read them.
 
-constexpr int THREADS = 128, STAGES = 3;
-constexpr int DEPTH = 128 / sizeof(T);
-constexpr int RADIX = 16;  // pieces of a tile that one block adds up
+constexpr int DEPTH = UNIT_BYTES / sizeof(T);
 
-// A tile in shared memory, SIZE rows (of A; columns of B) by DEPTH, padded so that the 32 values that a warp reads at
-// once lie in 32 banks and vectors stay on 16 bytes.
+// A tile in shared memory, SIZE rows of A (or columns of B) by DEPTH, padded so that the 32 values that a warp reads at
+// once lie in 32 banks and vectors stay aligned to 16 bytes.
 template <bool K_MAJOR, int SIZE> struct Tile {
-  static constexpr int PITCH = K_MAJOR ? DEPTH + 16 / sizeof(T) : SIZE + 32 / sizeof(T);
+  static constexpr int PITCH = K_MAJOR ? DEPTH + ALONG_PAD_BYTES / sizeof(T) : SIZE + ACROSS_PAD_BYTES / sizeof(T);
   static constexpr int VALUES = (K_MAJOR ? SIZE : DEPTH) * PITCH;
   static __device__ __forceinline__ int at(int i, int k) { return K_MAJOR ? i * PITCH + k : k * PITCH + i; }
 
-  // The operands of two 8-wide halves i.. and i + 8.. of an mma: (i + g, k + t), (i + g, k + t + 4) of each.
+  // Two operands of an mma, each 8 wide, from i and from i + 8 on: a lane holds (i + g, k + t) and (i + g, k + t + 4).
   static __device__ __forceinline__ void fragment(unsigned (&low)[2], unsigned (&high)[2], const T* tile, int i,
                                                   int k) {
     const int lane = threadIdx.x % 32;
@@ -20,33 +18,43 @@ template <bool K_MAJOR, int SIZE> struct Tile {
       load_matrices(bits, tile + at(i + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * 4));
     } else {
       const int g = i + lane / 4, t = k + lane % 4;
-      bits[0] = __float_as_uint(tile[at(g, t)]), bits[1] = __float_as_uint(tile[at(g, t + 4)]);
-      bits[2] = __float_as_uint(tile[at(g + 8, t)]), bits[3] = __float_as_uint(tile[at(g + 8, t + 4)]);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) bits[e] = __float_as_uint(tile[at(g + e / 2 * 8, t + e % 2 * 4)]);
     }
-    low[0] = to_tf32(__uint_as_float(bits[0])), low[1] = to_tf32(__uint_as_float(bits[1]));
-    high[0] = to_tf32(__uint_as_float(bits[2])), high[1] = to_tf32(__uint_as_float(bits[3]));
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      low[e] = to_tf32(__uint_as_float(bits[e]));
+      high[e] = to_tf32(__uint_as_float(bits[2 + e]));
+    }
   }
 };
 
-// Loaders: each thread copies N vectors of V values a unit, `load` the ones of unit u. Those of A and of weights by row
-// walk the taps of a class in step, DEPTH channels a unit.
+// Loaders: `load` copies a unit, N vectors of V values a thread. The loaders of windows and of weights by row walk the
+// taps of a class together, DEPTH channels a unit.
 template <int V> struct Cursor {
   int channels, wide, c, a, b;
 
   __device__ __forceinline__ Cursor(int channels, int wide, int unit) : channels(channels), wide(wide) {
     const int k = unit * DEPTH + column(), tap = k / channels;
-    c = k - tap * channels, a = tap / max(wide, 1), b = tap - a * max(wide, 1);
+    c = k - tap * channels;
+    a = tap / max(wide, 1);
+    b = tap - a * max(wide, 1);
   }
   __device__ __forceinline__ void next() {
-    for (c += DEPTH; c >= channels; c -= channels)
-      if (++b >= wide) b = 0, ++a;
+    for (c += DEPTH; c >= channels; c -= channels) {
+      ++b;
+      if (b >= wide) {
+        b = 0;
+        ++a;
+      }
+    }
   }
   static __device__ __forceinline__ int column() { return threadIdx.x % (DEPTH / V) * V; }
   static __device__ __forceinline__ int row() { return threadIdx.x / (DEPTH / V); }
 };
 
-// A of CONV, CONV_DX: a row is a pixel's window, tap after tap. The window is found once a tile; a unit is one
-// addition, one mask and one copy per vector.
+// A of CONV and CONV_DX: a row is a pixel's window, tap after tap. The window is found once a tile; each vector of a
+// unit then takes one addition, one mask and one copy.
 template <Op OP, int BM, int V> struct Windows {
   using To = Tile<true, BM>;
   static constexpr bool FORTH = OP == CONV;
@@ -74,8 +82,8 @@ template <Op OP, int BM, int V> struct Windows {
   }
 };
 
-// A of CONV_DW: a row is one (tap, channel), the contraction runs over pixels. Each lane finds the window of one pixel
-// of the unit, and the warp hands them round.
+// A of CONV_DW: a row is one (tap, channel), and the contraction runs over pixels. Each lane finds the window of one
+// pixel of the unit, and shuffles hand it to the others.
 template <int BM, int V> struct WindowsAcross {
   using To = Tile<false, BM>;
   static constexpr int STEP = THREADS * V / BM, N = DEPTH / STEP;
@@ -100,7 +108,7 @@ template <int BM, int V> struct WindowsAcross {
   static __device__ __forceinline__ int column() { return threadIdx.x % (BM / V) * V; }
 };
 
-// B of CONV, the weights, and of CONV_DW, dy: a matrix (rows, columns) as it lies in memory.
+// B of CONV (the weights) and of CONV_DW (dy): a matrix (rows, columns) as it lies in memory.
 template <int BN, int V> struct Matrix {
   using To = Tile<false, BN>;
   static constexpr int STEP = THREADS * V / BN, N = DEPTH / STEP;

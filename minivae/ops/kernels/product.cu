@@ -1,26 +1,34 @@
 // The three convolutions as matrix products whose big operand is never stored: it is gathered from the image while the
-// product runs. One kernel, `product`, is the loop; Op says where its operands come from and where its result goes:
+// product runs. There is one kernel, `product`; Op says where its operands come from and where its result goes.
 //
-//   CONV         np: y = im2col(x) @ w          y (m, o) = sum over (tap, i) of x[m at tap, i] w[tap, i, o]
-//   CONV_DX      np: dx = col2im(dy @ w.T)      dx (m, i) = sum over (tap, o) of dy[m at tap, o] w[tap, i, o]
-//   CONV_DX_ALL  np: dx = col2im(dy @ w.T)      the same for few channels i
-//   CONV_DW      np: dw = im2col(x).T @ dy      dw ((tap, i), o) = sum over m of x[m at tap, i] dy[m, o]
+//   CONV: y (m, o) = sum over (tap, i) of x[m at tap, i] w[tap, i, o]
+//   plain: y[...] = np.tensordot(cols, w, axes=3)
 //
-// The dense products np.matmul(x, w), np.matmul(dy, w.T), np.matmul(x.T, dy) are these, images and kernels 1 x 1.
+//   CONV_DX: dx (m, i) = sum over (tap, o) of dy[m at tap, o] w[tap, i, o]; CONV_DX_ALL: the same for few channels i
+//   plain: col2im(np.tensordot(dy, w, axes=(3, 3)), g, dx)
 //
-// CONV_DX never touches the zeros that a stride puts between pixels: output pixels whose coordinates agree modulo the
-// stride see the same taps and are a class with a product of its own (5 x 5, stride 2: 9 + 6 + 6 + 4 = 25 taps), the
-// heaviest first. With 3 channels a class would fill 3 columns of a tile, so CONV_DX_ALL has the channels of all
-// classes side by side as columns, and a zero where a class does not have a tap (25 of 36 are used).
+//   CONV_DW: dw ((tap, i), o) = sum over m of x[m at tap, i] dy[m, o]
+//   plain: dw[...] = np.tensordot(cols, dy, axes=((0, 1, 2), (0, 1, 2)))
 //
-// Tiling: a block of 128 threads, warps 2 x 2 or 4 x 1, computes tiles of BM x BN with DEPTH of the contraction (128
-// bytes) at a time, "a unit", from STAGES buffers that cp.async fills ahead: copies are in flight while tensor cores
-// work, and one barrier a unit is enough. The units of all tiles, in a row, are cut into equal shares, one per block:
-// every multiprocessor has the same work whatever the shapes, which tiles of 9, 6, 6 and 4 taps would not give. A tile
-// cut by shares is summed by the last of its blocks to finish, always in the same order.
+// The dense products are these three with images and kernels of 1 x 1:
+//   plain: y[...] = x @ w
+//   plain: dx[...] = dy @ w.T
+//   plain: dw[...] = x.T @ dy
+//
+// CONV_DX never touches the zeros that a stride puts between pixels. Output pixels whose coordinates agree modulo the
+// stride see the same taps; they are a class, which has a product of its own (5 x 5, stride 2: 9 + 6 + 6 + 4 = 25
+// taps). The heaviest class comes first. With 3 channels a class would fill 3 columns of a tile, so CONV_DX_ALL puts
+// the channels of all classes side by side as columns, with a zero where a class lacks a tap (25 of 36 are used).
+//
+// Tiling: a block of 128 threads, whose warps stand 2 x 2 or 4 x 1, computes a tile of BM x BN from units. A unit is
+// DEPTH of the contraction, 128 bytes. cp.async fills STAGES buffers ahead, so that copies are in flight while the
+// tensor cores work, and one barrier a unit is enough. The units of all tiles stand in one row, which is cut into equal
+// shares, one for each block: every multiprocessor has the same work whatever the shapes, where tiles of 9, 6, 6 and 4
+// taps would differ. If several shares hold parts of a tile, the last of their blocks to finish adds up the tile,
+// always in the same order.
 
-// acc += a (WM, DEPTH) b (DEPTH, WN) by a warp, on tensor cores or not; either way its lanes share the result as those
-// of mma_m16n8k8 do.
+// acc += a (WM, DEPTH) b (DEPTH, WN) by a warp, on tensor cores or not; either way the lanes share the result out as
+// those of mma_m16n8k8 do.
 template <bool TENSOR, class A, class B, int WM, int WN>
 __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* a, const T* b, int wm, int wn) {
   if constexpr (TENSOR) {
@@ -44,28 +52,33 @@ __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* 
     for (int k = 0; k < DEPTH; ++k) {
       T column[WN / 8][2];
 #pragma unroll
-      for (int j = 0; j < WN / 8; ++j) column[j][0] = b[B::at(t + 8 * j, k)], column[j][1] = b[B::at(t + 8 * j + 1, k)];
+      for (int j = 0; j < WN / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) column[j][e] = b[B::at(t + 8 * j + e, k)];
 #pragma unroll
       for (int i = 0; i < WM / 16; ++i) {
         const T upper = a[A::at(g + 16 * i, k)], lower = a[A::at(g + 16 * i + 8, k)];
 #pragma unroll
         for (int j = 0; j < WN / 8; ++j) {
-          acc[i][j][0] += upper * column[j][0], acc[i][j][1] += upper * column[j][1];
-          acc[i][j][2] += lower * column[j][0], acc[i][j][3] += lower * column[j][1];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            acc[i][j][e] += upper * column[j][e];
+            acc[i][j][2 + e] += lower * column[j][e];
+          }
         }
       }
     }
   }
 }
 
-// a: the gathered image, x or dy (CONV_DX).  b: w, or dy (CONV_DW).  out: y, dx or dw.  moments: (2, columns) or null.
-// partial, counters: for sum_pieces.  tiles, columns_done: for the moments.  share: units per block, of `units` in all.
-template <Op OP, bool TENSOR, int BM, int BN, int WM, int WN, bool VECTOR>
-__global__ void __launch_bounds__(THREADS, BM * BN * sizeof(T) < 32768 ? 3 : 2)
+// a is the gathered image: x, or dy for CONV_DX. b is w, or dy for CONV_DW. out is y, dx or dw. moments is (2, columns)
+// or null. sum_pieces uses partial and counters; the moments use tiles and columns_done. A block has `share` of the
+// `units` in all.
+template <Op OP, bool TENSOR, int BM, int BN, int WM, int WN, bool VECTOR, int BLOCKS>
+__global__ void __launch_bounds__(THREADS, BLOCKS)
 product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T* moments, T* partial,
         unsigned* counters, T* tiles, unsigned* columns_done, int images, int H, int W, int I, int h, int w, int O,
-        int kernel, int stride, int top, int left, int share, int units,
-        int row_tiles_in_all) {
+        int kernel, int stride, int top, int left, int share, int units, int row_tiles_in_all) {
   constexpr int V = VECTOR ? 16 / sizeof(T) : 1;
   using LoadA = typename Operand<OP, BM, V>::A;
   using LoadB = typename OperandB<OP, BN, V>::B;
@@ -144,7 +157,7 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
 #pragma unroll
         for (int j = 0; j < WN / 8; ++j) {
           const int at = n0 + wn + j * 8 + t * 2;
-          const T *value = &acc[i / 2][j][i % 2 * 2];
+          const T* value = &acc[i / 2][j][i % 2 * 2];
           if (pairs) {
             if (at < columns) *reinterpret_cast<Pair*>(to + at) = {value[0], value[1]};
             continue;
@@ -163,6 +176,7 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
       if (last_block(columns_done + n0 / BN, row_tiles_in_all))
         merge_moments<OP, BM, BN>(s, tiles, n0, columns, moments);
     }
-    units_before = class_end, row_tiles_before += row_tiles;
+    units_before = class_end;
+    row_tiles_before += row_tiles;
   }
 }

@@ -1,8 +1,6 @@
-// A training step's ends: noise, batch, update, log. Each kernel quotes the NumPy lines that it replaces.
+// A training step's ends: noise, batch, Adam, log. Each kernel quotes the lines of plain.py that it replaces.
 
-constexpr int THREADS = 256;  // of record's block
-
-// philox.philox4x32: ten rounds of two 32 x 32 -> 64 bit products.
+// philox.philox4x32: ten rounds of two products of 32 x 32 bits.
 __device__ __forceinline__ uint4 philox4x32(uint4 c, unsigned k0, unsigned k1) {
   for (int round = 0; round < 10; ++round) {
     const unsigned p_high = __umulhi(0xD2511F53u, c.x), p_low = 0xD2511F53u * c.x;
@@ -21,9 +19,8 @@ __device__ __forceinline__ uint4 random_words(unsigned long long seed, unsigned 
                     (unsigned)(seed >> 32));
 }
 
-// out = philox.normals(seed, stream, t[0], count): radius = sqrt(-2 ln u), radius * cos(2 pi v), radius * sin(2 pi v),
-// u, v = (words + 0.5) / 2**32. A thread makes the four normals of one counter, in double as NumPy does, whatever T is:
-// a batch needs a few hundred.
+//   plain: out[...] = philox.normals(seed, stream, t[0], out.size).reshape(out.shape)
+// A thread makes the four normals of one counter, in double as NumPy does, whatever T is: a batch needs a few hundred.
 __global__ void normal(unsigned long long seed, unsigned stream, const long long* t, int count, T* out) {
   const int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
   if (i >= count) return;
@@ -39,25 +36,28 @@ __global__ void normal(unsigned long long seed, unsigned stream, const long long
   }
 }
 
-// x = images[index[t[0] % len(index)]] / 127.5 - 1
-// blockIdx.x is the image of the batch, blockIdx.y a part of it; a thread turns four bytes into four values at a time.
-// `size` values an image, a multiple of 4: height and width are even.
+//   plain: x[...] = images[index[t[0] % len(index)]] / x.dtype.type(HALF_RANGE) - 1
+// blockIdx.x is the image's place in the batch, blockIdx.y a part of the image; a thread turns four bytes into four
+// values. `size`, the values of an image, is a multiple of 4, since height and width are even.
 __global__ void gather(const unsigned char* images, const int* index, const long long* t, int window, int size, T* x) {
   const int batch = gridDim.x, row = index[t[0] % window * batch + blockIdx.x];
   const unsigned char* from = images + (size_t)row * size;
   T* to = x + (size_t)blockIdx.x * size;
-  for (int i = (blockIdx.y * blockDim.x + threadIdx.x) * 4; i < size; i += gridDim.y * blockDim.x * 4) {
-    const unsigned bytes = *reinterpret_cast<const unsigned*>(from + i);
-    Vec<4> v;
-    for (int k = 0; k < 4; ++k) v.at[k] = (T)(bytes >> 8 * k & 255) / (T)127.5 - 1;
-    store<4>(to + i, v);
-  }
+  const int i = (blockIdx.y * blockDim.x + threadIdx.x) * 4;
+  if (i >= size) return;
+  const unsigned bytes = *reinterpret_cast<const unsigned*>(from + i);
+  Vec<4> v;
+  for (int k = 0; k < 4; ++k) v.at[k] = (T)(bytes >> 8 * k & 255) / HALF_RANGE - 1;
+  store<4>(to + i, v);
 }
 
-// mi = beta1 * mi + (1 - beta1) * g; vi = beta2 * vi + (1 - beta2) * g**2; p -= step * mi / (np.sqrt(vi) + eps), where
-// step = lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1))
-// One launch over the flat buffers, V values (16 bytes of floats) of each at a time; it is bound by memory: 28 bytes a
-// parameter. The step size is read from the device, so a captured graph follows lr and t; a block computes it once.
+//   plain: m[...] = beta1 * m + (1 - beta1) * grads
+//   plain: v[...] = beta2 * v + (1 - beta2) * grads**2
+//   plain: step = float(lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1)))
+//   plain: values -= step * m / (np.sqrt(v) + eps)
+// One launch covers the flat buffers; a thread takes V values (16 bytes of floats) of each at a time. Memory bounds its
+// speed: 28 bytes a parameter. lr and t are read on the device, so a captured graph follows them; each block computes
+// the step size once.
 template <int V>
 __global__ void adam(const double* lr, const long long* t, double beta1, double beta2, T eps, int size, T* values,
                      const T* grads, T* m, T* v) {
@@ -71,7 +71,9 @@ __global__ void adam(const double* lr, const long long* t, double beta1, double 
   const size_t stride = (size_t)gridDim.x * blockDim.x * V;
   for (size_t i = (size_t)(blockIdx.x * blockDim.x + threadIdx.x) * V; i < size; i += stride) {
     const Vec<V> g = load<V>(grads + i);
-    Vec<V> mi = load<V>(m + i), vi = load<V>(v + i), p = load<V>(values + i);
+    Vec<V> mi = load<V>(m + i);
+    Vec<V> vi = load<V>(v + i);
+    Vec<V> p = load<V>(values + i);
     for (int k = 0; k < V; ++k) {
       mi.at[k] = keep1 * mi.at[k] + take1 * g.at[k];
       vi.at[k] = keep2 * vi.at[k] + take2 * (g.at[k] * g.at[k]);
@@ -83,7 +85,8 @@ __global__ void adam(const double* lr, const long long* t, double beta1, double 
   }
 }
 
-// total += term, V values at a time.
+//   plain: total += term
+// A thread takes V values.
 template <int V> __global__ void add(const T* term, int size, T* total) {
   const int i = (blockIdx.x * blockDim.x + threadIdx.x) * V;
   if (i >= size) return;
@@ -93,8 +96,9 @@ template <int V> __global__ void add(const T* term, int size, T* total) {
   store<V>(total + i, sum);
 }
 
-// history[t[0] % len(history)] = rec.mean(), kl.mean(); t += 1
-// One block, in double: it ends the step, and nothing else runs beside it.
+//   plain: history[t[0] % len(history)] = rec.mean(), kl.mean()
+//   plain: t += 1
+// One block adds in double. It ends the step, and nothing else runs beside it.
 __global__ void record(const T* rec, const T* kl, int images, int window, long long* t, double* history) {
   SHARED(double, s, [2 * THREADS]);
   double sum[2] = {};

@@ -1,8 +1,9 @@
-// What product.cu does with a tile that is computed: pieces of it are added up, and its batch-norm moments taken.
+// What product.cu does with a tile that is computed: it adds up the tile's pieces and takes its batch-norm moments.
 
-// Adds up a tile that `pieces` blocks, from `first` on, have computed: RADIX at a time as a tree, so the order does not
-// depend on who comes when. True for the block that has the sum; no block waits for another.
-// partial: BM x BN values for each of two slots a block, since a share may end one tile and begin another.
+// Adds up a tile that `pieces` blocks, from block `first` on, have computed: RADIX pieces at a time, as a tree, so the
+// order does not depend on which block comes when. It is true for the block that has the sum; no block waits for
+// another. `partial` holds BM x BN values in each of two slots a block, since a share may end one tile and begin
+// another.
 template <int M, int N>
 __device__ __forceinline__ bool sum_pieces(T (&acc)[M][N][4], int first, int pieces, T* partial, unsigned* counters) {
   int rank = blockIdx.x - first;
@@ -75,12 +76,17 @@ __device__ __forceinline__ void tile_moments(const T (&acc)[WM / 16][WN / 8][4],
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int n = wn + j * 8 + t * 2 + e;
-      if (wm == 0 && g == 0 && n < columns) mean_of[n] = mean[j][e], squares_of[n] = total[j][e];
+      if (wm == 0 && g == 0 && n < columns) {
+        mean_of[n] = mean[j][e];
+        squares_of[n] = total[j][e];
+      }
     }
 }
 
-// np: mean = sum f_i m_i; var = sum f_i (v_i + (m_i - mean)^2), over all tiles of these columns, by one block.
-// Distances are taken from the first tile's mean, which makes one pass as sound as two.
+//   plain: batch_moments(y, moments)
+// by one block, from the means m_i and variances v_i of all tiles of these columns, each a fraction f_i of the rows:
+//   mean = sum f_i m_i    var = sum f_i (v_i + (m_i - mean)^2)
+// Distances are taken from the first tile's mean, which makes one pass as accurate as two.
 template <Op OP, int BM, int BN>
 __device__ __forceinline__ void merge_moments(const Shape& s, const T* tiles, int n0, int columns, T* moments) {
   constexpr int PARTS = THREADS / BN;
@@ -97,14 +103,19 @@ __device__ __forceinline__ void merge_moments(const Shape& s, const T* tiles, in
       if (n0 + n >= columns) break;
       const T* tile = tiles + (size_t)(before + i) * 2 * columns + n0 + n;
       const T d = tile[0] - origin, f = min(BM, rows - i * BM);
-      mean += f * d, squares += tile[columns] + f * d * d;
+      mean += f * d;
+      squares += tile[columns] + f * d * d;
     }
     before += count_of;
   }
-  sums[0][part][n] = mean, sums[1][part][n] = squares;
+  sums[0][part][n] = mean;
+  sums[1][part][n] = squares;
   __syncthreads();
   if (part || n0 + n >= columns) return;
-  for (int i = 1; i < PARTS; ++i) mean += sums[0][i][n], squares += sums[1][i][n];
+  for (int i = 1; i < PARTS; ++i) {
+    mean += sums[0][i][n];
+    squares += sums[1][i][n];
+  }
   mean /= count;
   moments[n0 + n] = origin + mean;
   moments[columns + n0 + n] = squares / count - mean * mean;

@@ -1,10 +1,10 @@
-// Which pixels a pixel sees, in each of the products of product.cu. Letters are numpy_ops': (H, W, I) the big side,
-// (h, w, O) the small side of a Geometry, w (kernel, kernel, I, O).
+// Which pixels a pixel sees in each of the products of product.cu. The letters are those of ops/__init__.py: a Geometry
+// has the big side (H, W, I) and the small side (h, w, O), with weights (kernel, kernel, I, O).
 
 enum Op { CONV, CONV_DX, CONV_DX_ALL, CONV_DW };
 
-// Division of numbers from 0 to 2^31 - 1 by one that is used often: a multiplication by 2^32 / by, which is at most one
-// too small. An integer division proper is about thirty instructions.
+// Division of numbers from 0 to 2^31 - 1 by one that is used often: a multiplication by 2^32 / by, whose result is at
+// most one too small. A true integer division takes about thirty instructions.
 struct Divider {
   int by;
   unsigned inverse;
@@ -23,9 +23,10 @@ struct Shape {
   Divider stride;
 };
 
-// Output pixels that see their source through the same taps. Pixel (i, j) of the class is output pixel (i step + y,
-// j step + x). Through tap (a, b), a < tall, b < wide, it sees source pixel (i mul + top +- a, j mul + left +- b)
-// weighted by the kernel's tap (first_a + a stride, first_b + b stride); + and stride 1 for CONV, - for CONV_DX.
+// The output pixels that see their source through the same taps. Pixel (i, j) of the class is output pixel (i step + y,
+// j step + x). Through tap (a, b), a < tall, b < wide, it sees source pixel (i mul + top +- a, j mul + left +- b),
+// weighted by the kernel's tap (first_a + a stride, first_b + b stride). For CONV the sign is + and the stride of taps
+// is 1; for CONV_DX the sign is -.
 struct Class {
   Divider height, width;
   int y, x, step, mul, top, left, tall, wide, first_a, first_b;
@@ -55,8 +56,8 @@ template <Op OP> __device__ __forceinline__ Class pixel_class(const Shape& s, in
           b < s.kernel ? ceil_div(max(s.kernel - a, 0), s.stride) : 0, ceil_div(max(s.kernel - b, 0), s.stride), a, b};
 }
 
-// Where a pixel's window starts in the source, and which of its taps are inside the image: bit a for row a of taps, bit
-// 16 + b for column b.
+// Where a pixel's window starts in the source, and which of its taps are inside the image: bit a stands for row a of
+// the taps, bit TAP_BITS + b for column b.
 struct Window {
   int offset;
   unsigned taps;
@@ -64,7 +65,7 @@ struct Window {
 
 constexpr unsigned NO_TAP = ~0u;  // no window has all of these
 
-__device__ __forceinline__ unsigned tap_bits(int a, int b) { return 1u << a | 0x10000u << b; }
+__device__ __forceinline__ unsigned tap_bits(int a, int b) { return 1u << a | 1u << TAP_BITS << b; }
 
 template <bool FORTH> __device__ __forceinline__ unsigned inside(int at, int size, int taps) {
   const int low = FORTH ? max(-at, 0) : max(at - size + 1, 0), high = min(FORTH ? size - at : at + 1, taps);
@@ -77,5 +78,5 @@ __device__ __forceinline__ Window window(const Class& c, int images, int height,
   if (n >= images) return {0, 0};
   const int i = (row - n * c.height.by) * c.mul + c.top, j = (m - row * c.width.by) * c.mul + c.left;
   return {((n * height + i) * width + j) * channels,
-          inside<FORTH>(i, height, c.tall) | inside<FORTH>(j, width, c.wide) << 16};
+          inside<FORTH>(i, height, c.tall) | inside<FORTH>(j, width, c.wide) << TAP_BITS};
 }
