@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from minivae.errors import UserError
+from minivae.training.settings import KLS, batch_size, log_every, positive, rate, seed, sigma
 
 DATA = Path(__file__).resolve().parent / "data"
 SOURCES = ("housenumbers", "svhn", "svhn-extra")
@@ -30,42 +31,6 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see: {self.prog} --help")
 
 
-def positive(text):
-    return _number(text, int, lambda v: 1 <= v < 2**63, "a whole number of at least 1")
-
-
-def log_every(text):
-    return _number(text, int, lambda v: 1 <= v <= 1_000_000, "a whole number from 1 to 1000000")
-
-
-def at_least_two(text):
-    return _number(text, int, lambda v: v >= 2, "a whole number of at least 2")
-
-
-def rate(text):
-    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
-
-
-def seed(text):
-    return _number(text, int, lambda v: 0 <= v < 2**32, "a whole number from 0 to 4294967295")
-
-
-def sigma(text):
-    if text not in ("optimal", "learned", "pixel"):
-        rate(text)
-    return text
-
-
-def _number(text, kind, allowed, what):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not allowed(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return value
-
-
 def parser():
     formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     top = Parser(prog="python run.py", description=ABOUT, usage="python run.py [COMMAND] [options]",
@@ -77,12 +42,12 @@ def parser():
                    help=f"{', '.join(SOURCES)}; or a path: a folder with SVHN's .mat files or images, an .npz, an .h5")
     p.add_argument("--steps", type=positive, default=argparse.SUPPRESS,
                    help="updates (default: 2000 on a CPU, 50000 on a GPU)")
-    p.add_argument("--batch-size", type=at_least_two, default=64, help="images per update")
+    p.add_argument("--batch-size", type=batch_size, default=64, help="images per update")
     p.add_argument("--latent", type=positive, default=10, help="dimensions of the latent code")
     p.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
     p.add_argument("--seed", type=seed, default=0, help="decides the initial weights, the batches and the noise")
-    p.add_argument("--kl", choices=("sample", "analytic"), default="sample", help="one-sample or exact KL term")
-    p.add_argument("--sigma", type=sigma, default="1", metavar="1|VALUE|optimal|learned|pixel",
+    p.add_argument("--kl", choices=KLS, default="sample", help="one-sample or exact KL term")
+    p.add_argument("--sigma", type=sigma, default=1.0, metavar="1|VALUE|optimal|learned|pixel",
                    help="standard deviation of p(x|z): fixed, or found as the name says")
     p.add_argument("--out", help="the run directory (default: the next free runs/NAME-N)", default=argparse.SUPPRESS)
     p.add_argument("--log-every", type=log_every, default=100, help="updates per line of metrics.csv")
@@ -153,9 +118,11 @@ def load_data(source):
 
 def train(args):
     ops = operations(args)
-    from minivae.training.loop import Trainer
+    from minivae.images.data import test_subset
     from minivae.training.loop import train as train_run
-    from minivae.training.runs import Config, Run
+    from minivae.training.runs import Run
+    from minivae.training.settings import Config
+    from minivae.training.trainer import Trainer
 
     source = args.data if args.data in SOURCES else str(Path(args.data).resolve())
     dataset = load_data(source)
@@ -165,38 +132,41 @@ def train(args):
     config = Config(source, steps, args.batch_size, args.latent, args.lr, args.seed, args.kl, args.log_every,
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
                     dataset.train.sha256, dataset.test.sha256, args.sigma)
-    trainer = Trainer(config, dataset, ops)
+    trainer = Trainer(config, dataset.train.images, ops)
     run = Run.create(getattr(args, "out", None), dataset.name, config)
-    print(f"{steps} updates on {len(dataset.train.images)} images of {dataset.name}, into {run.folder}")
-    return finish(run, train_run(run, trainer))
+    print(f"{steps} steps on {len(dataset.train.images)} images of {dataset.name}, into {run.folder}")
+    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images)))
 
 
 def resume(args):
     ops = operations(args)
+    from minivae.images.data import test_subset
     from minivae.training import checkpoint
-    from minivae.training.loop import Trainer
     from minivae.training.loop import train as train_run
     from minivae.training.runs import Run
+    from minivae.training.trainer import Trainer
 
     run = Run.open(args.run)
     run.lock()
-    trainer, seconds = Trainer(run.config, matching_data(run), ops), 0.0
+    dataset = matching_data(run)
+    trainer = Trainer(run.config, dataset.train.images, ops)
+    seconds = 0.0
     if (run / "checkpoint.h5").exists() or (run / checkpoint.PREVIOUS).exists():
         seconds = checkpoint.load_training(run / "checkpoint.h5", trainer)
     steps = getattr(args, "steps", run.config.steps)
     if steps <= trainer.step_count:
-        raise UserError(f"{run.folder} has made {trainer.step_count} updates; give a larger --steps to go on")
+        raise UserError(f"{run.folder} has made {trainer.step_count} steps; give a larger --steps to go on")
     run.forget_after(trainer.step_count)
     run.config.steps = steps
     run.save_config()
-    print(f"going on from update {trainer.step_count} of {run.folder}")
-    return finish(run, train_run(run, trainer, seconds))
+    print(f"going on from step {trainer.step_count} of {run.folder}")
+    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images), seconds))
 
 
-def finish(run, signal):
+def finish(run, trainer, signal):
     """Say where everything is; the exit status of a run that `signal` (0 for none) ended."""
     print_pictures(run, "losses.png", "samples.png", "reconstructions.png")
-    if signal:
+    if signal and trainer.step_count < run.config.steps:
         print(f"stopped; go on with: python run.py resume {run.folder}")
     return 128 + signal if signal else 0
 
@@ -210,7 +180,7 @@ def matching_data(run):
 
 
 def open_model(args):
-    """The run and its trained model."""
+    """The run, its trained model, and after how many steps it was saved."""
     ops = operations(args)
     from minivae.training import checkpoint
     from minivae.training.runs import Run
@@ -218,20 +188,22 @@ def open_model(args):
 
     run = Run.open(args.run)
     vae = VAE(run.config.shape, run.config.latent, ops, kl=run.config.kl, sigma=run.config.sigma)
-    checkpoint.load_model(run / "checkpoint.h5", vae)
-    return run, vae
+    step = checkpoint.load_model(run / "checkpoint.h5", vae, run.config)
+    return run, vae, step
 
 
 def sample(args):
-    run, vae = open_model(args)
+    run, vae, _ = open_model(args)
     from minivae.training import figures
 
-    figures.draw_samples(run / "samples.png", vae, args.count, args.seed)
-    print_pictures(run, "samples.png")
+    of_training = args.count == 200 and args.seed == 0
+    name = "samples.png" if of_training else f"samples-count{args.count}-seed{args.seed}.png"
+    figures.draw_samples(run / name, vae, args.count, args.seed)
+    print_pictures(run, name)
 
 
 def reconstruct(args):
-    run, vae = open_model(args)
+    run, vae, _ = open_model(args)
     from minivae.images.data import test_subset
     from minivae.training import figures
 
@@ -240,7 +212,7 @@ def reconstruct(args):
 
 
 def interpolate(args):
-    run, vae = open_model(args)
+    run, vae, _ = open_model(args)
     from minivae.images.data import test_subset
     from minivae.training import figures
 
@@ -249,18 +221,11 @@ def interpolate(args):
 
 
 def evaluate(args):
-    ops = operations(args)
     from minivae.density import card
-    from minivae.training import checkpoint
-    from minivae.training.loop import Trainer
-    from minivae.training.runs import Run
 
-    run = Run.open(args.run)
-    dataset = matching_data(run)
-    trainer = Trainer(run.config, dataset, ops)
-    checkpoint.load_training(run / "checkpoint.h5", trainer)
+    run, vae, step = open_model(args)
     settings = {name: getattr(args, name, value) for name, value in (card.GPU if args.gpu else card.CPU).items()}
-    card.evaluate(run, trainer, dataset, **settings, seed=args.seed)
+    card.evaluate(run, vae, matching_data(run), step, **settings, seed=args.seed)
     print_pictures(run, "density.png", "density.json")
 
 

@@ -16,8 +16,9 @@ from readme import table, write_between
 from minivae.images import data
 from minivae.ops import numpy_ops
 from minivae.training import checkpoint
-from minivae.training.loop import Trainer
+from minivae.training.evaluation import Evaluation
 from minivae.training.runs import Run
+from minivae.training.trainer import Trainer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 RESULTS = Path(__file__).parent / "results" / "fluctuation.json"
@@ -27,12 +28,14 @@ EVALUATIONS, UPDATES = 11, 10
 def fluctuation(folder):
     """Test losses in nats per image, of the checkpoint first."""
     run = Run.open(folder)
-    trainer = Trainer(run.config, data.load(run.config.data, DATA), numpy_ops)
+    dataset = data.load(run.config.data, DATA)
+    trainer = Trainer(run.config, dataset.train.images, numpy_ops)
+    evaluation = Evaluation(trainer.vae, data.test_subset(dataset.test.images), run.config.seed)
     checkpoint.load_training(run / "checkpoint.h5", trainer)
     about = {"data": Path(run.config.data).name, "seed": run.config.seed, "from": trainer.step_count}
     losses = []
     for _ in range(EVALUATIONS):
-        losses.append(float(sum(trainer.test_losses())))
+        losses.append(float(sum(evaluation.losses())))
         for _ in range(UPDATES):
             trainer.step()
     return about | {"losses": losses}

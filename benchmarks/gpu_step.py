@@ -24,9 +24,8 @@ from gpu_report import COLUMNS, report
 from readme import write_between
 
 from minivae.errors import UserError
-from minivae.images.data import Dataset, Split
-from minivae.training.loop import Trainer
-from minivae.training.runs import Config
+from minivae.training.settings import Config
+from minivae.training.trainer import Trainer
 from minivae.vae import VAE
 
 RESULTS = Path(__file__).parent / "results"
@@ -115,9 +114,8 @@ def trainer(batch, steps=100):
     from minivae.ops import cuda_ops
 
     images = np.random.default_rng(0).integers(0, 256, (8192, 32, 32, 3), np.uint8)
-    split = Split(images, None, "random")
     config = Config("random", steps, batch, 10, 1e-3, 0, "sample", 100, 1000, 1000, (32, 32, 3), "random", "random")
-    return Trainer(config, Dataset("random", split, split, []), cuda_ops)
+    return Trainer(config, images, cuda_ops)
 
 
 def steps(batch, columns):
@@ -237,7 +235,7 @@ def whole_run(updates):
     while t.step_count < updates + 2:
         t.step()
         if t.step_count % 100 == 0:
-            t.train_losses()
+            t.losses()
     cupy.cuda.get_current_stream().synchronize()
     return {"updates": updates, "batch": 64, "seconds": time.perf_counter() - start}
 

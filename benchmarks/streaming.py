@@ -15,8 +15,8 @@ import numpy as np
 
 from minivae.images import data, stream
 from minivae.ops import numpy_ops
-from minivae.training.loop import Trainer
-from minivae.training.runs import Config
+from minivae.training.settings import Config
+from minivae.training.trainer import Trainer
 
 FOLDER = Path(__file__).resolve().parent.parent / "data"
 
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "data"
 def trainer():
     dataset = data.load("housenumbers", FOLDER)
     config = Config("housenumbers", 1, 64, 10, 1e-3, 0, "sample", 20, 1, 1, dataset.train.images.shape[1:], "", "")
-    return Trainer(config, dataset, numpy_ops)
+    return Trainer(config, dataset.train.images, numpy_ops)
 
 
 def seconds(function, count):
@@ -38,7 +38,7 @@ def main(rounds, steps):
     held = trainer()
     stream.MEMORY_FRACTION = 0  # nothing fits
     streamed = trainer()
-    assert isinstance(streamed.images, stream.Streamed)
+    assert isinstance(streamed.batches.images, stream.Streamed)
     grads = held.vae.params.grads
     times = {"in memory": [], "streamed": [], "check": []}
     for _ in range(rounds):

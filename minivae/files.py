@@ -1,9 +1,17 @@
 """Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
 
 import contextlib
+import errno
+import functools
+import glob
 import os
+import sys
+import tempfile
 
 from minivae.errors import UserError
+
+# what file systems answer to operations that they do not have
+UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.ENOLCK}
 
 
 @contextlib.contextmanager
@@ -14,15 +22,39 @@ def replacing(path):
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        _remove_leftovers(path)
         yield beside
         sync(beside)
         beside.replace(path)
-        sync(path.parent)
+        try:
+            sync(path.parent)
+        except OSError as e:
+            go_on_without(e, f"the file system of {path.parent} cannot flush the names of files: after a power "
+                             "failure the last file written may be missing there")
     except OSError as e:
         raise cannot_write(path, e) from e
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def _remove_leftovers(path):
+    """Remove what killed processes had begun to write beside `path`."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and not _alive(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _alive(pid):
+    """Whether another process has this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return pid != os.getpid()
 
 
 def write_text(path, text):
@@ -40,7 +72,33 @@ def sync(path):
         os.close(descriptor)
 
 
+def go_on_without(error, consequence):
+    """Say once what follows from a file system that lacks an operation; any other error is raised."""
+    if error.errno not in UNSUPPORTED:
+        raise error
+    _say_once(f"note: {consequence}")
+
+
+@functools.cache
+def _say_once(text):
+    print(text, file=sys.stderr)
+
+
+def refuse_unwritable(folder):
+    """UserError if no file can be made in `folder`: said before long work, not after it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise cannot_write(folder, e) from e
+
+
 def cannot_write(path, error):
     reason = os.strerror(error.errno) if error.errno else error  # h5py's own text is a page long
     return UserError(f"cannot write {path} ({reason}); make room or make the folder writable, then go on: what was "
                      "written before is untouched")
+
+
+def cannot_read(path, error):
+    return UserError(f"cannot read {path} ({error.strerror or error}); make it readable, then give the same command "
+                     "again")

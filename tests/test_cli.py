@@ -40,14 +40,14 @@ def refused(*arguments, cwd, says):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with digits.npz and a run of six updates on it."""
+    """A folder with digits.npz and a run of six steps on it."""
     folder = tmp_path_factory.mktemp("cli")
     images = np.random.RandomState(0).randint(0, 256, (60, 16, 16, 3)).astype(np.uint8)
     np.savez(folder / "digits.npz", train=images[:40], test=images[40:])
     done = process("--data", "digits.npz", "--steps", 6, "--batch-size", 8, "--log-every", 2, "--eval-every", 3,
                "--checkpoint-every", 4, "--out", "first", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "samples.png" in done.stdout and "update      6" in done.stdout
+    assert "samples.png" in done.stdout and "step      6" in done.stdout
     return folder
 
 
@@ -61,8 +61,8 @@ def test_a_training_can_be_watched_through_a_pipe(folder):
     command = [sys.executable, ROOT / "run.py", "--data", "digits.npz", "--steps", "100000", "--batch-size", "8",
                "--log-every", "1", "--out", "watched"]
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "100000 updates on 40 images of digits, into watched\n"
-        assert process.stdout.readline().startswith("update      1 ")
+        assert process.stdout.readline() == "100000 steps on 40 images of digits, into watched\n"
+        assert process.stdout.readline().startswith("step      1 ")
         assert process.poll() is None
         process.kill()
 
@@ -105,8 +105,12 @@ def test_resume(folder):
 
 
 def test_sample_reconstruct_interpolate(folder):
+    before = (folder / "first" / "samples.png").read_bytes()
     assert run("sample", "first", "--count", 30, "--seed", 3, cwd=folder).returncode == 0
-    assert png(folder / "first" / "samples.png") == (20 * 36, 2 * 36)
+    assert png(folder / "first" / "samples-count30-seed3.png") == (20 * 36, 2 * 36)
+    assert (folder / "first" / "samples.png").read_bytes() == before
+    assert run("sample", "first", cwd=folder).returncode == 0
+    assert png(folder / "first" / "samples.png") == (20 * 36, 10 * 36)
     for command, name in (("reconstruct", "reconstructions.png"), ("interpolate", "interpolation.png")):
         (folder / "first" / name).unlink(missing_ok=True)
         done = run(command, "first", cwd=folder)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from emulator import device, emulator
 from rounded import Rounded
-from test_train import config, dataset, trainer
+from test_train import TEST, config, dataset, trainer
 
 from minivae import checks
 from minivae.density import card, estimates
@@ -17,8 +17,10 @@ from minivae.images.data import load, write_hdf5
 from minivae.ops import cuda_module, cuda_ops, numpy_ops, plain
 from minivae.ops.cuda_module import address
 from minivae.training import checkpoint, figures
-from minivae.training.loop import Trainer, train
+from minivae.training.evaluation import Evaluation
+from minivae.training.loop import train
 from minivae.training.runs import Run
+from minivae.training.trainer import Trainer
 from minivae.vae import Widths
 
 SIGMAS = ["1", "0.3", "optimal", "learned", "pixel"]
@@ -54,15 +56,15 @@ def state(trainer):
 def compare(dtype, widths, steps, tolerance, reference=numpy_ops, **changes):
     """Every array, in its Frobenius norm; in float32 all but the weights, for which Adam's m and v speak.
 
-    Adam's first update moves a weight by lr, up or down, however small its gradient: by rounding alone if that is 0.
+    Adam's first step moves a weight by lr, up or down, however small its gradient: by rounding alone if that is 0.
     """
     found = []
     for ops in (reference, cuda_ops):
-        t = Trainer(config(**changes), dataset(), ops, dtype, widths)
+        t = Trainer(config(**changes), dataset().train.images, ops, dtype, widths)
         move_off(t.vae)
         for _ in range(steps):
             t.step()
-        found.append(state(t) | {"test losses": t.test_losses()})
+        found.append(state(t) | {"test losses": Evaluation(t.vae, TEST, 0).losses()})
     weights = {p.name for p in t.vae.params.trained} if dtype == np.float32 else set()
     for name in found[0].keys() - weights:
         expected = found[0][name]
@@ -72,7 +74,7 @@ def compare(dtype, widths, steps, tolerance, reference=numpy_ops, **changes):
 
 @pytest.mark.parametrize("kl", ["sample", "analytic"])
 @pytest.mark.parametrize("sigma", SIGMAS)
-def test_three_updates_are_numpy_s(kl, sigma):
+def test_three_steps_are_numpy_s(kl, sigma):
     """Losses, activations, gradients, moments, parameters, moving statistics, then test mode."""
     compare(np.float64, ODD, 3, 1e-9, kl=kl, sigma=sigma)
 
@@ -80,7 +82,7 @@ def test_three_updates_are_numpy_s(kl, sigma):
 @pytest.mark.parametrize("widths", [ODD, EVEN], ids=["odd", "even"])
 @pytest.mark.parametrize("precision, reference, tolerance", [("fp32", numpy_ops, 2e-5), ("tf32", Rounded(), 3e-3)],
                          ids=["fp32", "tf32"])
-def test_the_first_update_in_float32(widths, precision, reference, tolerance, monkeypatch):
+def test_the_first_step_in_float32(widths, precision, reference, tolerance, monkeypatch):
     """Sums come in another order: 1e-5 of an array's norm at most. In tf32 that changes the last of a few factors' 11
     bits as well: 1e-4 to 1e-3 measured. Products that round nothing are up to 6e-2 away, where the leaky ReLU of a unit
     near 0 takes its other slope; against them the tolerance would have to allow for that.
@@ -123,14 +125,14 @@ def test_two_runs_give_the_same_bits():
 
 @pytest.mark.parametrize("first, second", [(numpy_ops, cuda_ops), (cuda_ops, numpy_ops)], ids=["to GPU", "to CPU"])
 def test_a_checkpoint_crosses_devices(tmp_path, first, second):
-    """Saved after update 6 on one device, trained to 10 on the other: as if on one."""
+    """Saved after step 6 on one device, trained to 10 on the other: as if on one."""
     run, straight = Run.create(tmp_path / "run", "x", config(steps=6)), trainer(numpy_ops)
-    train(run, trainer(first, steps=6))
+    train(run, trainer(first, steps=6), TEST)
     other = trainer(second)
     checkpoint.load_training(run / "checkpoint.h5", other)
     run.config.steps = 10
     run.forget_after(6)
-    train(run, other)
+    train(run, other, TEST)
     for _ in range(10):
         straight.step()
     np.testing.assert_allclose(second.to_host(other.vae.params.values), straight.vae.params.values, rtol=0, atol=1e-8)
@@ -145,9 +147,10 @@ def test_pictures_and_the_density_card(tmp_path, monkeypatch):
     monkeypatch.setattr(card, "draw", lambda *_: None)  # works on the host, and slowly
     run, t = Run.create(tmp_path / "run", "x", config(steps=1)), trainer(cuda_ops, np.float32, sigma="pixel")
     t.step()
-    found = card.evaluate(run, t, dataset(), images=8, importance=2, ais_images=2, ais_chains=1, ais_steps=2, seed=0)
+    settings = dict(images=8, importance=2, ais_images=2, ais_chains=1, ais_steps=2, seed=0)
+    found = card.evaluate(run, t.vae, dataset(), 1, **settings)
     assert all(np.isfinite(row["nats_per_image"]) for row in found["bounds"].values())
-    figures.draw_interpolation(run / "interpolation.png", t.vae, t.test_images)
+    figures.draw_interpolation(run / "interpolation.png", t.vae, TEST)
 
 
 def test_a_loss_that_is_not_finite_is_named():
@@ -161,44 +164,44 @@ def test_a_loss_that_is_not_finite_is_named():
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_failure_seen_late_stops_the_run(tmp_path):
-    """Looked for when something is logged, then found by making the updates again, as on the CPU."""
+    """Looked for when something is logged, then found by taking the steps again, as on the CPU."""
     messages = []
     for ops in (numpy_ops, cuda_ops):
         run, t = Run.create(tmp_path / ops.__name__, "x", config(log_every=3)), trainer(ops, np.float32, log_every=3)
-        update = t._update
+        step = t._step
 
-        def explode(t=t, update=update):
+        def explode(t=t, step=step):
             t.adam.lr[...] = 1e-3 if t.step_count < 1 else 1e30
-            update()
+            step()
 
-        t._update = explode
-        with pytest.raises(UserError, match="update 3 is not finite, first in") as e:
-            train(run, t)
+        t._step = explode
+        with pytest.raises(UserError, match="step 3 is not finite, first in") as e:
+            train(run, t, TEST)
         messages.append(str(e.value).split(";")[0])
         with np.load(run / "not-finite.npz") as batch:
-            np.testing.assert_array_equal(batch["images"], t.images[t.draw_batches(0)[2]])
+            np.testing.assert_array_equal(batch["images"], t.batches.images[t.batches.draw(0)[2]])
     assert messages[0] == messages[1]
 
 
 @pytest.mark.parametrize("host, card", [(1000, 2**40), (2**40, 20_000), (1000, 1000)], ids=["host", "card", "both"])
 def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch, host, card):
-    """A window of them at a time on the device, with the same bits as all of them there."""
+    """A chunk of them at a time on the device, with the same bits as all of them there."""
     images = dataset().train.images
     write_hdf5(tmp_path / "a.h5", "test", [("train", images, None), ("test", images[:30] ^ 1, None)])
     found = []
     for memory, room in ((2**40, 2 * images.nbytes), (host, card)):
         monkeypatch.setattr(stream, "memory", lambda memory=memory: memory)
         monkeypatch.setattr(device.cuda.runtime, "memGetInfo", lambda room=room: (room, 2**40))
-        t = trainer(cuda_ops, np.float32, data=load(str(tmp_path / "a.h5"), None), log_every=2)
-        place = address(t.changing)
+        t = trainer(cuda_ops, np.float32, load(str(tmp_path / "a.h5"), None).train.images, log_every=2)
+        place = address(t.batches.buffer.array)
         for step in range(9):
             if step == 4:
-                t.window = None  # as when updates are made again
+                t.batches.chunk = None  # as when steps are taken again
             t.step()
-        assert address(t.changing) == place
+        assert address(t.batches.buffer.array) == place
         found.append(state(t))
-    assert isinstance(t.images, stream.Streamed) == (host == 1000)
-    assert t.device_images is t.changing and len(t.device_images) < len(images)
+    assert isinstance(t.batches.images, stream.Streamed) == (host == 1000)
+    assert t.batches.device_images is t.batches.buffer.array and len(t.batches.device_images) < len(images)
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name], name)
 
@@ -230,13 +233,13 @@ def test_capture_runs_once_records_once_then_replays():
     assert stream.calls == ["step", "begin", "step", "end", "launch", "launch"]
 
 
-def test_an_update_allocates_nothing_once_it_is_warm(monkeypatch):
+def test_a_step_allocates_nothing_once_it_is_warm(monkeypatch):
     """What a captured graph needs: every array that it names exists already, and lives on."""
     t = trainer(cuda_ops, np.float32)
     t.step()
     for name in ("zeros", "full", "asarray", "asnumpy", "ascontiguousarray", "_device"):
         monkeypatch.setattr(device, name, None)
-    t.update()
+    t.device_step()
 
 
 @pytest.mark.parametrize("mistake", [

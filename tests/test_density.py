@@ -11,10 +11,12 @@ from scipy import integrate, stats
 from minivae.density import baselines, card, estimates
 from minivae.density.estimates import Model, Noise
 from minivae.errors import UserError
+from minivae.images import data
 from minivae.images.data import Dataset, Split
 from minivae.ops import cuda_ops, numpy_ops
-from minivae.training.loop import Trainer
+from minivae.training.evaluation import Evaluation
 from minivae.training.runs import Config, Run
+from minivae.training.trainer import Trainer
 from minivae.vae import VAE, Widths
 
 SMALL = Widths((4, 5, 6), 9, (6, 5, 4))
@@ -428,7 +430,7 @@ def make_run(folder, ops, rng, sigma="1"):
     dataset = Dataset("noise", *(Split(im, None, f"sha-{len(im)}") for im in images), [])
     config = Config(data="noise", steps=1, batch_size=16, latent=2, lr=1e-3, seed=0, kl="sample", log_every=10,
                     eval_every=10, checkpoint_every=10, shape=(8, 8, 1), train_sha256="", test_sha256="", sigma=sigma)
-    trainer = Trainer(config, dataset, ops, widths=SMALL)
+    trainer = Trainer(config, dataset.train.images, ops, widths=SMALL)
     for _ in range(20):
         trainer.step()
     return Run(folder, config), trainer, dataset
@@ -455,15 +457,15 @@ def carded(ops, tmp_path_factory):
     run, trainer, dataset = make_run(folder, ops, np.random.default_rng(7))
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         be_quick(patch)
-        found = card.evaluate(run, trainer, dataset, **SETTINGS)
+        found = card.evaluate(run, trainer.vae, dataset, trainer.step_count, **SETTINGS)
     return trainer, dataset, found, printed.getvalue(), folder
 
 
 def test_card(carded):
-    trainer, _, found, printed, folder = carded
+    trainer, dataset, found, printed, folder = carded
     assert json.loads((folder / "density.json").read_text()) == found
     assert (folder / "density.png").stat().st_size > 10000
-    rec, kl = trainer.test_losses()
+    rec, kl = Evaluation(trainer.vae, data.test_subset(dataset.test.images), 0).losses()
     assert found["reference_protocol"]["loss"] == pytest.approx(rec + kl)
     nats = {name: row["nats_per_image"] for name, row in (found["bounds"] | found["annealed"]).items()}
     assert nats["log-likelihood by AIS"] == pytest.approx(nats["ELBO, 10 draws"] + found["gap"]["total"])
@@ -489,8 +491,8 @@ def test_every_row_says_what_it_is(carded):
 def test_card_of_a_learned_sigma_is_the_same_again(ops, rng, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(card, "draw", lambda path, card: None)
     run, trainer, dataset = make_run(tmp_path, ops, rng, "learned")
-    found = card.evaluate(run, trainer, dataset, **SETTINGS)
-    assert card.evaluate(run, trainer, dataset, **SETTINGS) == found
+    found = card.evaluate(run, trainer.vae, dataset, trainer.step_count, **SETTINGS)
+    assert card.evaluate(run, trainer.vae, dataset, trainer.step_count, **SETTINGS) == found
     value = np.exp(trainer.vae.likelihood.log_sigma.value[0])
     assert found["sigma_value"] == pytest.approx(value) and f"sigma learned ({value:.4f})" in capsys.readouterr().out
     assert "refitted_sigma" not in found
@@ -499,7 +501,7 @@ def test_card_of_a_learned_sigma_is_the_same_again(ops, rng, quick, tmp_path, ca
 def test_card_of_one_image(ops, rng, quick, tmp_path, capsys):
     """The least that can be asked for; one image has no standard error."""
     run, trainer, dataset = make_run(tmp_path, ops, rng, "pixel")
-    card.evaluate(run, trainer, dataset, 1, 1, 1, 1, 1, 0)
+    card.evaluate(run, trainer.vae, dataset, trainer.step_count, 1, 1, 1, 1, 1, 0)
     found = json.loads((tmp_path / "density.json").read_text(), parse_constant=pytest.fail)  # no NaN
     assert found["bounds"]["IWAE-1"]["standard_error"] is None and found["sigma_value"] is None
     assert "nan" not in capsys.readouterr().out
@@ -513,10 +515,10 @@ def test_standard_error_over_images(rng):
 
 
 def test_refitted_sigma_is_the_elbo_of_a_model_with_it(carded):
-    trainer, _, found, _, _ = carded
+    trainer, dataset, found, _, _ = carded
     kept = trainer.vae.likelihood.log_sigma.value.copy()
     trainer.vae.likelihood.log_sigma.value[...] = np.log(found["refitted_sigma"]["sigma"])
-    model, x = Model(trainer.vae, 4), estimates.scaled(trainer.test_images[:9])
+    model, x = Model(trainer.vae, 4), estimates.scaled(data.test_subset(dataset.test.images)[:9])
     mean, var = model.posterior(model.device(x))
     eps = Noise(0, 0).normal((card.DRAWS, 9, 2))
     likelihood, kl, _ = estimates.elbo(model, model.device(x), mean, var, eps)
@@ -528,14 +530,14 @@ def test_overlap_is_refused(ops, rng, tmp_path):
     run, trainer, dataset = make_run(tmp_path, ops, rng)
     dataset.train.images[59] = dataset.test.images[11]
     with pytest.raises(UserError, match="1 of 12 test images occur in the training set, image 11 first"):
-        card.evaluate(run, trainer, dataset, **SETTINGS)
+        card.evaluate(run, trainer.vae, dataset, trainer.step_count, **SETTINGS)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_card_that_cannot_be_written_is_printed(ops, rng, quick, tmp_path, capsys):
     run, trainer, dataset = make_run(tmp_path / "gone", ops, rng)
     with pytest.raises(UserError, match="cannot write .*gone"):
-        card.evaluate(run, trainer, dataset, 2, 1, 1, 1, 1, 0)
+        card.evaluate(run, trainer.vae, dataset, trainer.step_count, 2, 1, 1, 1, 1, 0)
     assert "log-likelihood by AIS" in capsys.readouterr().out
 
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from test_train import config, trainer
+from test_train import TEST, config, trainer
 
 from minivae.errors import UserError
 from minivae.training import checkpoint
+from minivae.training.evaluation import Evaluation
 from minivae.training.loop import train
 from minivae.training.runs import Run
 
@@ -22,43 +23,43 @@ def test_the_first_array_is_named(ops, tmp_path, name, value, first):
     run = Run.create(tmp_path / "run", "x", config())
     t = trainer(ops, np.float32)
     next(p for p in t.vae.params.trained if p.name == name).value.flat[0] = value
-    with pytest.raises(UserError, match=f"update 1 is not finite, first in {first}.*smaller --lr"):
-        train(run, t)
+    with pytest.raises(UserError, match=f"step 1 is not finite, first in {first}.*smaller --lr"):
+        train(run, t, TEST)
 
 
-def diverge(t, step):
-    """From update `step` on, the learning rate is far too large: the next update overflows."""
-    update = t._update
+def diverge(t, last):
+    """From step `last` on, the learning rate is far too large: the next step overflows."""
+    step = t._step
 
     def faster():
-        t.adam.lr[0] = 1e-3 if t.step_count < step - 1 else 1e30
-        update()
+        t.adam.lr[0] = 1e-3 if t.step_count < last - 1 else 1e30
+        step()
 
-    t._update = faster
+    t._step = faster
 
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_failure_seen_late_is_found_again(ops, tmp_path, step):
-    """As on a GPU, where the updates since the last checkpoint, or since the start, are made again, each looked at."""
+    """As on a GPU, where the steps since the last checkpoint, or since the start, are taken again, each checked."""
     messages = []
-    for watched in (True, False):
-        run = Run.create(tmp_path / str(watched), "x", config(checkpoint_every=4, log_every=3))
+    for check_each in (True, False):
+        run = Run.create(tmp_path / str(check_each), "x", config(checkpoint_every=4, log_every=3))
         t = trainer(ops, np.float32, log_every=3)
-        t.watched = watched
+        t.check_each = check_each
         diverge(t, step)
         with pytest.raises(UserError) as e:
-            train(run, t)
+            train(run, t, TEST)
         messages.append(str(e.value).split(";")[0])
         with np.load(run / "not-finite.npz") as batch:
             assert batch["step"] == step + 1 and batch["eps"].shape == (16, 4)
-            rows = t.draw_batches(step // 3)[step % 3]
-            np.testing.assert_array_equal(batch["images"], t.images[rows])
+            rows = t.batches.draw(step // 3)[step % 3]
+            np.testing.assert_array_equal(batch["images"], t.batches.images[rows])
         if step == 4:
             again = trainer(ops, np.float32, log_every=3)
             checkpoint.load_training(run / "checkpoint.h5", again)
             assert again.step_count == 4 and np.isfinite(again.vae.params.values).all()
     assert messages[0] == messages[1]
-    assert f"update {step + 1} is not finite, first in moments of enc/conv1 (operation conv)" in messages[0]
+    assert f"step {step + 1} is not finite, first in moments of enc/conv1 (operation conv)" in messages[0]
 
 
 def test_a_gradient_stops_the_run_before_adam(ops, tmp_path):
@@ -73,9 +74,35 @@ def test_a_gradient_stops_the_run_before_adam(ops, tmp_path):
 
     t.vae.backward = broken
     before = t.vae.params.values.copy()
-    with pytest.raises(UserError, match="update 1 is not finite"):
-        train(run, t)
+    with pytest.raises(UserError, match="step 1 was not finite, but was finite when it was run again"):
+        train(run, t, TEST)
     np.testing.assert_array_equal(t.vae.params.values, before)
+
+
+def test_a_square_that_overflows(ops, tmp_path):
+    """Every gradient is finite, of the order of 1 / sigma^2, and Adam's square of one is not."""
+    run = Run.create(tmp_path / "run", "x", config(sigma=1e-12))
+    with pytest.raises(UserError, match="step 1 is not finite, first in the square of .*'s gradient;.*larger --sigma"):
+        train(run, trainer(ops, np.float32, sigma=1e-12), TEST)
+
+
+@pytest.mark.parametrize("checkpoint_every", [3, 100])
+def test_parameters_are_checked_where_steps_are_not(ops, tmp_path, checkpoint_every):
+    """Losses are finite, the last gradient was not: that is seen before a line or a checkpoint is written."""
+    run = Run.create(tmp_path / "run", "x", config(checkpoint_every=checkpoint_every, log_every=9, eval_every=6))
+    t = trainer(ops, np.float32, log_every=9)
+    t.check_each = False
+    step, last = t._step, min(checkpoint_every, 6)
+
+    def broken():
+        step()
+        if t.step_count == last - 1:
+            t.vae.params.values[5] = np.nan
+
+    t._step = broken
+    with pytest.raises(UserError, match=f"step {last} was not finite"):
+        train(run, t, TEST)
+    assert not (run / "checkpoint.h5").exists() and run.metrics() == []
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -116,12 +143,10 @@ def test_any_logit_of_a_pixel(ops, logit, pixel):
 
 def test_any_image(ops):
     """All black, all white, and one pixel of either: variances of zero, and the largest that a batch can have."""
-    from minivae.images.data import Dataset, Split
-
     images = np.zeros((16, 8, 8, 3), np.uint8)
     for fill in (0, 255, None):
         images[...] = fill if fill is not None else np.arange(16).reshape(-1, 1, 1, 1) % 2 * 255
-        t = trainer(ops, np.float32, data=Dataset("x", Split(images, None, "a"), Split(images, None, "b"), []))
+        t = trainer(ops, np.float32, images)
         for _ in range(5):
             t.step()
-        assert np.isfinite(t.train_losses()).all() and np.isfinite(t.test_losses()).all()
+        assert np.isfinite(t.losses()).all() and np.isfinite(Evaluation(t.vae, images, 0).losses()).all()

@@ -11,11 +11,12 @@ from rounded import Rounded
 
 from minivae import checks
 from minivae.errors import UserError
-from minivae.images.data import Dataset, Split
 from minivae.ops import cuda_module, cuda_ops, numpy_ops
 from minivae.training import checkpoint
-from minivae.training.loop import Trainer
-from minivae.training.runs import Config, Run
+from minivae.training.evaluation import Evaluation
+from minivae.training.runs import Run
+from minivae.training.settings import Config
+from minivae.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parent.parent
@@ -35,11 +36,10 @@ def gpu():
 
 def trainer(ops, dtype=np.float32, **changes):
     """The reference's model and batch on random images."""
-    images = np.random.RandomState(5).randint(0, 256, (600, 32, 32, 3)).astype(np.uint8)
+    images = np.random.RandomState(5).randint(0, 256, (500, 32, 32, 3)).astype(np.uint8)
     values = dict(data="noise", steps=100, batch_size=64, latent=10, lr=1e-3, seed=0, kl="sample", log_every=100,
                   eval_every=1000, checkpoint_every=1000, shape=(32, 32, 3), train_sha256="a", test_sha256="b")
-    dataset = Dataset("noise", Split(images[:500], None, "a"), Split(images[500:], None, "b"), [])
-    return Trainer(Config(**values | changes), dataset, ops, dtype)
+    return Trainer(Config(**values | changes), images, ops, dtype)
 
 
 def state(t):
@@ -107,12 +107,12 @@ def test_two_runs_give_the_same_bits(precision):
 def test_a_replayed_graph_does_what_the_launches_do(sigma):
     cuda_module.set_precision("tf32")
     replayed, launched = trainer(cuda_ops, sigma=sigma), trainer(cuda_ops, sigma=sigma)
-    launched._update = launched.update
+    launched._step = launched.device_step
     for t in (replayed, launched):
         for step in range(30):
             t.step()
             if step == 10:
-                t.test_losses()  # other shapes between two replays
+                Evaluation(t.vae, t.batches.images[:100], 0).losses()  # other shapes between two replays
     for name in ("values", "grads", "moving_statistics"):
         a, b = (cuda_ops.to_host(getattr(t.vae.params, name)) for t in (replayed, launched))
         np.testing.assert_array_equal(a, b)
@@ -122,9 +122,9 @@ def test_a_replayed_graph_does_what_the_launches_do(sigma):
 
 def test_images_streamed_from_pinned_memory_give_the_same_bits(monkeypatch):
     held = trainer(cuda_ops, log_every=10)
-    monkeypatch.setattr(cuda_module.Landing, "room", lambda: 0)
+    monkeypatch.setattr(cuda_ops, "free_memory", lambda: 0)
     streamed = trainer(cuda_ops, log_every=10)
-    assert len(streamed.device_images) == 10 * 64 and streamed.device_images is streamed.changing
+    assert len(streamed.batches.device_images) == 10 * 64
     for t in (held, streamed):
         for _ in range(95):
             t.step()
@@ -148,7 +148,7 @@ def test_a_checkpoint_crosses_devices(tmp_path, first, second):
     for t in (a, b):
         for _ in range(3):
             t.step()
-    np.testing.assert_allclose(b.train_losses(), a.train_losses(), rtol=1e-3)
+    np.testing.assert_allclose(b.losses(), a.losses(), rtol=1e-3)
 
 
 def command(folder, *arguments, before=()):

@@ -1,5 +1,6 @@
 """Stops, kills and damage: what a run keeps, and what its user reads."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -13,13 +14,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_train import config, trainer
+from test_train import TEST, config, trainer
 
+from minivae import files
 from minivae.errors import UserError
 from minivae.images import data
 from minivae.training import checkpoint, figures
 from minivae.training.loop import train
 from minivae.training.runs import Run
+from minivae.training.settings import Config
+from minivae.training.trainer import Trainer
+from minivae.vae import Widths
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +62,7 @@ def test_a_signal_saves_draws_and_says_how_to_go_on(digits, number, log_every):
     with h5py.File(digits / "run" / "checkpoint.h5") as f:
         done = int(f.attrs["step"])
     if log_every == 1:
-        check_rows(digits / "run", done)  # not one update lost
+        check_rows(digits / "run", done)  # not one step lost
 
 
 def test_a_second_sigint_stops_at_once_and_loses_nothing(digits):
@@ -76,7 +81,7 @@ def check_rows(run, last):
 
 
 def kills(digits, count):
-    """kill -9 at random moments while every second update is saved: each time, resume loses at most two updates.
+    """kill -9 at random moments while every second step is saved: each time, resume loses at most two steps.
 
     Every fifth kill comes while the process starts. Prints what was lost.
     """
@@ -95,7 +100,7 @@ def kills(digits, count):
         while line and "going on" not in line:
             line = process.stdout.readline()
         assert line, process.communicate()
-        lost.append(made - int(line.split("update ")[1].split()[0]))
+        lost.append(made - int(line.split("step ")[1].split()[0]))
         assert 0 <= lost[-1] <= 2
     process.kill()
     process.communicate()
@@ -104,7 +109,7 @@ def kills(digits, count):
     assert process.returncode == 0, err
     check_rows(digits / "run", made + 6)
     none, one, two = np.bincount(lost, minlength=3)
-    print(f"{count} kills, {early} of them at the start; lost updates: none {none} times, one {one}, two {two}")
+    print(f"{count} kills, {early} of them at the start; lost steps: none {none} times, one {one}, two {two}")
 
 
 def test_kills(digits):
@@ -128,7 +133,7 @@ def test_a_second_process_is_refused(digits):
 @pytest.fixture(scope="module")
 def original(ops, tmp_path_factory):
     run = Run.create(tmp_path_factory.mktemp("original") / "run", "x", config(steps=6))
-    train(run, trainer(ops, np.float32, steps=6))
+    train(run, trainer(ops, np.float32, steps=6), TEST)
     return run.folder
 
 
@@ -170,40 +175,49 @@ def test_the_previous_checkpoint_is_whole(ops, saved):
     load(ops, saved)
     for cut in (0, 100, 600, 5000):
         (saved / "checkpoint.h5").write_bytes((saved / "checkpoint.h5").read_bytes()[:cut])
-        with pytest.raises(UserError, match="train anew"):
+        with pytest.raises(UserError, match="start a new run"):
             load(ops, saved)
 
 
 def test_a_checkpoint_of_another_model_changes_nothing(ops, saved):
-    other = trainer(ops, np.float32, latent=5)
-    before = other.vae.params.values.copy()
-    with pytest.raises(UserError, match="another model"):
-        checkpoint.load_model(saved / "checkpoint.h5", other.vae)
-    with pytest.raises(UserError, match="made with latent 4.*says 5"):
-        checkpoint.load_training(saved / "checkpoint.h5", other)
-    np.testing.assert_array_equal(other.vae.params.values, before)
+    narrow = Trainer(config(), TEST, ops, np.float32, Widths((4, 5, 6), 7, (8, 6, 4)))
+    for other, message in ((narrow, "another model"), (trainer(ops, np.float32, latent=5), "made with latent 4.*says 5")):
+        before = other.vae.params.values.copy()
+        with pytest.raises(UserError, match=message):
+            checkpoint.load_model(saved / "checkpoint.h5", other.vae, other.config)
+        with pytest.raises(UserError, match=message):
+            checkpoint.load_training(saved / "checkpoint.h5", other)
+        np.testing.assert_array_equal(other.vae.params.values, before)
+
+
+def test_a_model_and_its_step(ops, saved):
+    whole, model = trainer(ops, np.float32), trainer(ops, np.float32)
+    checkpoint.load_training(saved / "checkpoint.h5", whole)
+    assert checkpoint.load_model(saved / "checkpoint.h5", model.vae, saved.config) == whole.step_count == 6
+    np.testing.assert_array_equal(model.vae.params.values, whole.vae.params.values)
+    np.testing.assert_array_equal(model.vae.params.moving_statistics, whole.vae.params.moving_statistics)
 
 
 def test_any_number_of_stops_changes_no_bit(ops, tmp_path, monkeypatch):
-    """Signals after updates 1, 2, 5 and 7, and a kill after 8 that comes before its checkpoint, against none."""
+    """Signals after steps 1, 2, 5 and 7, and a kill after 8 that comes before its checkpoint, against none."""
     monkeypatch.setattr(figures, "draw_all", lambda *_: None)
     straight, stopped = (Run.create(tmp_path / name, "x", config(steps=11)) for name in "ab")
-    train(straight, trainer(ops, np.float32))
+    train(straight, trainer(ops, np.float32), TEST)
     for stop in (1, 2, 5, 7, None):
         t = trainer(ops, np.float32)
         if stop != 1:
             checkpoint.load_training(stopped / "checkpoint.h5", t)
             stopped.forget_after(t.step_count)
-        update = t._update
+        step = t._step
 
-        def stopping(t=t, stop=stop, update=update):
-            update()
+        def stopping(t=t, stop=stop, step=step):
+            step()
             if t.step_count + 1 == stop:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        t._update = stopping
-        assert train(stopped, t) == (signal.SIGINT if stop else 0)
-        if stop == 7:  # as a process leaves it that is killed while it logs update 8
+        t._step = stopping
+        assert train(stopped, t, TEST) == (signal.SIGINT if stop else 0)
+        if stop == 7:  # as a process leaves it that is killed while it logs step 8
             stopped.log({"step": 8, "seconds": 1.0, "train_loss": 9.0, "train_rec": 5.0, "train_kl": 4.0})
             with open(stopped / "metrics.csv", "a") as f:
                 f.write("9,1")
@@ -225,10 +239,44 @@ def test_a_checkpoint_describes_itself(saved):
 
 
 def test_other_data_or_settings_are_refused(ops, saved):
-    for name, value in (("train_sha256", "c"), ("lr", 2e-3), ("seed", 1), ("kl", "analytic"), ("log_every", 5)):
-        with pytest.raises(UserError, match=f"made with {name}"):
-            checkpoint.load_training(saved / "checkpoint.h5", trainer(ops, np.float32, **{name: value}))
-    checkpoint.load_training(saved / "checkpoint.h5", trainer(ops, np.float32, steps=99, eval_every=3))
+    """Each of them, but for those that change no step."""
+    others = dict(batch_size=15, latent=3, lr=2e-3, seed=1, kl="analytic", log_every=5, shape=(16, 8, 3),
+                  train_sha256="c", test_sha256="c", sigma=0.5)
+    free = dict(data="elsewhere", steps=99, eval_every=3, checkpoint_every=4)
+    assert others.keys() | free.keys() == {field.name for field in dataclasses.fields(Config)}
+    t = trainer(ops, np.float32)
+    for name, value in others.items():
+        t.config = config(**{name: value})
+        with pytest.raises(UserError, match=f"made with {name} .* and config.json says .*; put .* back there"):
+            checkpoint.load_training(saved / "checkpoint.h5", t)
+    t.config = config(**free)
+    checkpoint.load_training(saved / "checkpoint.h5", t)
+
+
+def test_a_checkpoint_from_before_sigma_had_a_setting(ops, saved):
+    """It was made with sigma 1, as one that holds it as text."""
+    t, path = trainer(ops, np.float32), saved / "checkpoint.h5"
+    for sigma in (None, "1"):
+        settings = vars(config()) | {"sigma": sigma}
+        if sigma is None:
+            del settings["sigma"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "asdict", lambda _, settings=settings: settings)
+            checkpoint.save(path, t, config(), 0)
+        checkpoint.load_training(path, t)
+        t.config.sigma = 0.5
+        with pytest.raises(UserError, match="made with sigma 1.0, and config.json says 0.5"):
+            checkpoint.load_training(path, t)
+        t.config.sigma = 1.0
+
+
+def test_a_checkpoint_is_read_back(ops, saved, monkeypatch):
+    before = (saved / "checkpoint.h5").read_bytes()
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda self, content: write(self, bytes(content)[:-1] + b"?"))
+    with pytest.raises(UserError, match="reads back otherwise"):
+        checkpoint.save(saved / "checkpoint.h5", trainer(ops, np.float32), config(), 0)
+    assert (saved / "checkpoint.h5").read_bytes() == before and not list(saved.folder.glob("*.part"))
 
 
 def cut_checkpoints(ops, saved, count):
@@ -270,7 +318,7 @@ def disk(tmp_path):
 
 
 def go_on(ops, run):
-    """Two updates more, a line for each; UserError or not, the checkpoint is whole, and says how far it came."""
+    """Two steps more, a line for each; UserError or not, the checkpoint is whole, and says how far it came."""
     run = Run(run.folder, config(steps=8, log_every=1, checkpoint_every=1))
     failure = None
     try:
@@ -278,7 +326,7 @@ def go_on(ops, run):
         checkpoint.load_training(run / "checkpoint.h5", t)
         run.forget_after(t.step_count)
         run.save_config()
-        train(run, t)
+        train(run, t, TEST)
     except UserError as e:
         failure = str(e)
     t = trainer(ops, np.float32, log_every=1)
@@ -291,10 +339,10 @@ def go_on(ops, run):
 
 @pytest.fixture(scope="module")
 def frequent(ops, tmp_path_factory):
-    """A run of six updates that logged and saved each."""
+    """A run of six steps that logged and saved each."""
     folder = tmp_path_factory.mktemp("frequent") / "run"
     run = Run.create(folder, "x", config(steps=6, log_every=1, checkpoint_every=1))
-    train(run, trainer(ops, np.float32, log_every=1))
+    train(run, trainer(ops, np.float32, log_every=1), TEST)
     return run
 
 
@@ -378,13 +426,13 @@ def test_a_folder_of_another_user(ops, frequent, disk):
 
 
 WRONG = {
-    "data": [None, 1, []], "steps": [0, -1, 1.5, "10", None, True, 2**63, 1e3], "batch_size": [1, 0, "64", 2.0, [64]],
-    "latent": [0, -1, None, "10", {}], "lr": [0, -1, "1e-3", None, float("nan"), float("inf"), True, 10**400],
-    "seed": [-1, 2**32, 0.5, "0"], "kl": ["exact", None, 1, []], "log_every": [0, 10**7, "1", None],
+    "data": [None, 1, []], "steps": [0, -1, 1.5, "many", None, True, 2**63, 1e3], "batch_size": [1, 0, "1", 2.0, [64]],
+    "latent": [0, -1, None, "1.5", {}], "lr": [0, -1, "0", None, float("nan"), float("inf"), True, 10**400],
+    "seed": [-1, 2**32, 0.5, "-1"], "kl": ["exact", None, 1, []], "log_every": [0, 10**7, "0", None],
     "eval_every": [0, None, "x", False], "checkpoint_every": [0, -3, 2.5],
     "train_sha256": [None, 3], "test_sha256": [[]],
     "shape": [None, 3, [], [8, 8], [8, 8, 2], [8, 9, 3], [0, 8, 3], ["8", 8, 3], [8.0, 8, 3], [8, 8, 3, 1], "883"],
-    "sigma": ["0", "-1", "nan", "inf", "wide", 1, None, ""],
+    "sigma": ["0", "-1", "nan", "inf", "wide", 0, None, "", [], True],
 }
 
 
@@ -395,7 +443,7 @@ def test_every_field_of_the_configuration(saved):
     for name, values in WRONG.items():
         for value in values:
             path.write_text(json.dumps(good | {name: value}))
-            with pytest.raises(UserError, match=f"config.json says that {name} is.*put the right value back"):
+            with pytest.raises(UserError, match=f"config.json: {name} .* is not .*put the right value back"):
                 Run.open(saved.folder)
         if name != "sigma":  # which has a default
             path.write_text(json.dumps({k: v for k, v in good.items() if k != name}))
@@ -440,7 +488,7 @@ def test_damaged_metrics(saved, damage):
     path = saved / "metrics.csv"
     path.write_text("\n".join(damage(path.read_text().splitlines())) + "\n")
     before = path.read_bytes()
-    with pytest.raises(UserError, match="metrics.csv is damaged .line.*mend it"):
+    with pytest.raises(UserError, match="metrics.csv is damaged .line.*correct it"):
         saved.forget_after(6)
     assert path.read_bytes() == before
 
@@ -463,8 +511,25 @@ def test_a_run_is_never_overwritten_even_without_its_configuration(saved):
         Run.create(saved.folder, "x", config())
 
 
-def test_what_a_killed_process_left_is_cleared(saved):
-    (saved / "checkpoint.h5.123.part").write_bytes(b"half")
-    folder = saved.folder
-    Run(folder, None).lock()
-    assert not (folder / "checkpoint.h5.123.part").exists() and (folder / "checkpoint.h5").exists()
+def test_a_number_may_be_a_text(saved):
+    """As sigma is in the files of older versions."""
+    path = saved / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"sigma": "0.3", "latent": "4", "lr": 1}))
+    found = Run.open(saved.folder).config
+    assert (found.sigma, found.latent, found.lr) == (0.3, 4, 1.0) and type(found.lr) is float
+    del settings["sigma"]
+    path.write_text(json.dumps(settings))
+    assert Run.open(saved.folder).config.sigma == 1.0
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    """By the next one that writes the same file; what a living process is writing, and all else, stays."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    cleared = [tmp_path / f"a.h5.{pid}.part" for pid in (dead.pid, os.getpid())]
+    kept = [tmp_path / name for name in (f"a.h5.{os.getppid()}.part", f"b.h5.{dead.pid}.part", "a.h5.x.part", "film.part")]
+    for path in cleared + kept:
+        path.write_bytes(b"half")
+    files.write_text(tmp_path / "a.h5", "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.h5", *kept])

@@ -14,7 +14,8 @@ from test_train import config
 
 from minivae.errors import UserError
 from minivae.images import data, stream
-from minivae.training.loop import Trainer
+from minivae.training.evaluation import Evaluation
+from minivae.training.trainer import Trainer
 from minivae.vae import Widths
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def both(tmp_path, images, monkeypatch):
 
 
 def small(dataset, ops, **changes):
-    return Trainer(config(**changes), dataset, ops, np.float32, Widths((4, 5, 6), 7, (8, 6, 5)))
+    return Trainer(config(**changes), dataset.train.images, ops, np.float32, Widths((4, 5, 6), 7, (8, 6, 5)))
 
 
 def test_streamed_images_are_those_of_the_array(both, images):
@@ -60,17 +61,18 @@ def test_any_layout_inside_the_file(tmp_path, images, options, monkeypatch):
 @pytest.mark.parametrize("part", [2**25, 5000])
 def test_training_gives_the_same_bits(both, ops, monkeypatch, part):
     """Whatever the window; also when it starts in the middle of one, as after a resume."""
-    monkeypatch.setattr("minivae.training.loop.CHUNK_BYTES", part)
+    monkeypatch.setattr("minivae.training.batches.CHUNK_BYTES", part)
     held, streamed = (small(d, ops) for d in both)
     for t in (held, streamed):
         for _ in range(3):
             t.step()
-        t.window = None
+        t.batches.chunk = None
         for _ in range(10):
             t.step()
     np.testing.assert_array_equal(held.vae.params.values, streamed.vae.params.values)
     np.testing.assert_array_equal(held.history, streamed.history)
-    np.testing.assert_array_equal(held.test_losses(), streamed.test_losses())
+    np.testing.assert_array_equal(Evaluation(held.vae, both[0].test.images, 0).losses(),
+                                  Evaluation(held.vae, both[1].test.images[:], 0).losses())
 
 
 def test_overlap_is_found_in_streamed_images(both, images, monkeypatch):

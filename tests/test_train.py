@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minivae.images import data
 from minivae.images.data import Dataset, Split
+from minivae.ops import philox
 from minivae.training import checkpoint, loop
-from minivae.training.loop import Trainer
-from minivae.training.runs import Config, Run
+from minivae.training.evaluation import Evaluation
+from minivae.training.runs import Run
+from minivae.training.settings import Config
+from minivae.training.trainer import Trainer
 from minivae.vae import Widths
 
 TRACE = [49.0512498601, 46.0911752976, 48.0796871059, 48.2958781906, 48.8598821083,
@@ -23,14 +27,18 @@ def dataset(count=100, shape=(8, 8, 3)):
     return Dataset("noise", Split(images[:count], None, "a"), Split(images[count:], None, "b"), [])
 
 
+TEST = dataset().test.images
+
+
 def config(**changes):
     values = dict(data="noise", steps=10, batch_size=16, latent=4, lr=1e-3, seed=0, kl="sample", log_every=4,
                   eval_every=5, checkpoint_every=3, shape=(8, 8, 3), train_sha256="a", test_sha256="b")
     return Config(**values | changes)
 
 
-def trainer(ops, dtype=np.float64, data=None, **changes):
-    return Trainer(config(**changes), data or dataset(), ops, dtype, Widths((4, 5, 6), 7, (8, 6, 5)))
+def trainer(ops, dtype=np.float64, images=None, **changes):
+    images = dataset().train.images if images is None else images
+    return Trainer(config(**changes), images, ops, dtype, Widths((4, 5, 6), 7, (8, 6, 5)))
 
 
 def losses(trainer, steps=10):
@@ -59,47 +67,80 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(ops):
 def test_batches_are_drawn_without_replacement_and_anew(ops):
     t = trainer(ops)
     t.step()
-    first = t.index.copy()
+    first = t.batches.index.copy()
     assert all(len(set(row)) == 16 for row in first.tolist())
     assert 0 <= first.min() and first.max() < 100 and not (first[0] == first[1]).all()
     for _ in range(4):
         t.step()
-    assert not (t.index == first).any(1).all()
+    assert not (t.batches.index == first).any(1).all()
 
 
 @pytest.mark.parametrize("kl", ["sample", "analytic"])
 def test_overfits_16_images(ops, kl):
-    t = Trainer(config(kl=kl, lr=1e-2), dataset(16), ops, np.float32, Widths((8, 16, 32), 64, (64, 32, 16)))
+    images, widths = dataset(16).train.images, Widths((8, 16, 32), 64, (64, 32, 16))
+    t = Trainer(config(kl=kl, lr=1e-2), images, ops, np.float32, widths)
     first = np.mean(losses(t, 4))
     for _ in range(200):
         t.step()
-    rec, _ = t.train_losses()
+    rec, _ = t.losses()
     assert rec < first / 4
 
 
-def test_test_losses_by_hand(ops):
-    """A mean over images, whatever the batches; nothing in the model moves."""
+@pytest.mark.parametrize("seed", [0, 3])
+def test_an_evaluation_by_hand(ops, seed):
+    """A mean over 450 images, in batches of 200 with noise of their own; nothing in the model changes."""
     t = trainer(ops)
     t.step()
+    images = np.random.RandomState(6).randint(0, 256, (450, 8, 8, 3)).astype(np.uint8)
+    evaluation, values = Evaluation(t.vae, images, seed), t.vae.params.values.copy()
     moving = t.vae.params.moving_statistics.copy()
-    found = t.test_losses()
-    np.testing.assert_array_equal(found, t.test_losses())
+    found = evaluation.losses()
+    np.testing.assert_array_equal(found, evaluation.losses())
     np.testing.assert_array_equal(t.vae.params.moving_statistics, moving)
-    x = t.test_images / 255 * 2 - 1
-    eps = np.zeros((30, 4))
-    ops.normal(0, 2, np.zeros(1, np.int64), eps)
-    rec, kl = t.vae.forward(x, eps, train=False)
-    np.testing.assert_allclose(found, [rec.mean(), kl.mean()], rtol=1e-12)
+    np.testing.assert_array_equal(t.vae.params.values, values)
+    losses = []
+    for batch, part in enumerate((images[:200], images[200:400], images[400:])):
+        eps = philox.normals(seed, philox.STREAMS["test"], batch, 4 * len(part)).reshape(-1, 4)
+        losses.append(np.stack(t.vae.forward(part / 255 * 2 - 1, eps, train=False)))
+    np.testing.assert_allclose(found, np.concatenate(losses, 1).mean(1), rtol=1e-12)
+
+
+def test_the_test_images_are_the_reference_s():
+    images = np.arange(6000)
+    np.testing.assert_array_equal(data.test_subset(images), np.random.RandomState(0).permutation(6000)[:5000])
+    assert sorted(data.test_subset(images[:7])) == list(range(7))
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-2])
+def test_the_learning_rate_is_the_first_step_s_length(ops, lr):
+    """Adam's first step moves a weight with a gradient far above eps by lr."""
+    t = trainer(ops, lr=lr)
+    before = t.vae.params.values.copy()
+    t.step()
+    assert np.abs(t.vae.params.values - before).max() == pytest.approx(lr, rel=1e-3)
+
+
+def test_a_row_of_metrics(ops, tmp_path):
+    """Its training losses are the mean since the last line was due, its test losses the evaluation's."""
+    run, t = Run.create(tmp_path / "run", "x", config(steps=4)), trainer(ops, steps=4)
+    loop.train(run, t, TEST, seconds=1000)
+    (row,) = run.metrics()
+    rec, kl = Evaluation(t.vae, TEST, 0).losses()
+    assert row["step"] == 4 and 1000 < row["seconds"] < 1100
+    assert [row["test_loss"], row["test_rec"], row["test_kl"]] == pytest.approx([rec + kl, rec, kl], abs=1e-4)
+    assert row["train_loss"] == pytest.approx(np.mean(TRACE[:4]), abs=1e-4)
+    assert row["train_loss"] == pytest.approx(row["train_rec"] + row["train_kl"], abs=2e-4)
+    assert 1000 < checkpoint.load_training(run / "checkpoint.h5", t) < 1100
 
 
 def test_resuming_gives_the_same_bits(ops, tmp_path):
-    """Ten updates straight, and ten with a stop after the checkpoint of update 6: parameters, Adam, rows of metrics."""
+    """Ten steps straight, and ten with a stop after the checkpoint of step 6: parameters, Adam, rows of metrics."""
     straight = Run.create(tmp_path / "a", "x", config())
     whole = trainer(ops, np.float32)
-    loop.train(straight, whole)
+    loop.train(straight, whole, TEST)
 
     broken = Run.create(tmp_path / "b", "x", config(steps=8))  # rows and a checkpoint after 6 that must not survive
-    loop.train(broken, trainer(ops, np.float32, steps=8))
+    loop.train(broken, trainer(ops, np.float32, steps=8), TEST)
     first = trainer(ops, np.float32)
     for _ in range(6):
         first.step()
@@ -109,7 +150,7 @@ def test_resuming_gives_the_same_bits(ops, tmp_path):
     assert checkpoint.load_training(broken / "checkpoint.h5", second) == 1.5
     broken.config.steps = 10
     broken.forget_after(6)
-    loop.train(broken, second)
+    loop.train(broken, second, TEST)
     for name in ("values", "moving_statistics"):
         np.testing.assert_array_equal(getattr(whole.vae.params, name), getattr(second.vae.params, name))
     np.testing.assert_array_equal(whole.adam.v, second.adam.v)
@@ -125,7 +166,7 @@ import numpy as np
 from minivae.training import loop
 from minivae.ops import numpy_ops
 from minivae.training.runs import Run
-from test_train import config, trainer
+from test_train import TEST, config, trainer
 
 def resident():
     gc.collect()
@@ -133,21 +174,21 @@ def resident():
         return int(f.read().split()[1]) * resource.getpagesize()
 
 def counted():
-    update()
+    step()
     if t.step_count + 1 in (200, 2000):
         sizes.append(resident())
 
 loop.figures.draw_all = lambda *_: None
 run = Run.create(Path(sys.argv[1]), "x", config(steps=2000, log_every=50, eval_every=50, checkpoint_every=50))
 t, sizes = trainer(numpy_ops, np.float32, log_every=50), []
-update, t._update = t._update, counted
-loop.train(run, t)
+step, t._step = t._step, counted
+loop.train(run, t, TEST)
 print(*sizes)
 """
 
 
 def test_long_runs_need_no_more_memory(tmp_path):
-    """The process after 2,000 updates, with a line, an evaluation and a checkpoint every 50, against after 200.
+    """The process after 2,000 steps, with a line, an evaluation and a checkpoint every 50, against after 200.
 
     One of its own: in the tests' the allocator still moves what other tests left.
     """
@@ -155,5 +196,5 @@ def test_long_runs_need_no_more_memory(tmp_path):
     output = subprocess.run([sys.executable, "-c", LONG_RUN, tmp_path / "run"], cwd=Path(__file__).parent, env=env,
                             text=True, capture_output=True, check=True).stdout
     early, late = map(int, output.splitlines()[-1].split())
-    print(f"resident memory after 200 updates {early:,} bytes, after 2,000 {late:,}")
+    print(f"resident memory after 200 steps {early:,} bytes, after 2,000 {late:,}")
     assert late - early < 2**20

@@ -14,8 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from minivae.density import baselines, estimates
 from minivae.density.estimates import Model, Noise, log_mean_exp, scaled
-from minivae.files import replacing, write_text
-from minivae.images.data import refuse_overlap
+from minivae.files import refuse_unwritable, replacing, write_text
+from minivae.images.data import refuse_overlap, test_subset
+from minivae.training.evaluation import Evaluation
 
 AVERAGE = "lower bound on average"
 DRAWS = 10  # of z for each image's ELBO
@@ -25,25 +26,27 @@ CPU = {"images": 1000, "importance": 100, "ais_images": 16, "ais_chains": 4, "ai
 GPU = {"images": 1000, "importance": 1000, "ais_images": 64, "ais_chains": 16, "ais_steps": 1000}
 
 
-def evaluate(run, trainer, dataset, images, importance, ais_images, ais_chains, ais_steps, seed):
-    """Print the card of a loaded trainer's model and write it into the run directory; return it as a dictionary.
+def evaluate(run, vae, dataset, step, images, importance, ais_images, ais_chains, ais_steps, seed):
+    """Print the card of a model after `step` steps, write it into the run directory and return it as a dictionary.
 
-    images: of the test split as data.test_subset orders it; ais_images: how many of those AIS sees. UserError if a
+    images: of the test split as test_subset orders it; ais_images: how many of those AIS sees. UserError if a
     test image occurs in the training set, or the files cannot be written.
     """
+    refuse_unwritable(run.folder)
     refuse_overlap(dataset)
-    model, train = Model(trainer.vae, 64 if trainer.ops.xp is np else 1024), dataset.train.images
-    test = trainer.test_images[:images]
+    model, train = Model(vae, vae.ops.IMAGES_AT_ONCE), dataset.train.images
+    subset = test_subset(dataset.test.images)
+    test = subset[:images]
     size = math.prod(test.shape[1:])
     card = {
-        "run": str(run.folder), "update": trainer.step_count, "sigma": trainer.vae.likelihood.sigma,
-        "sigma_value": sigma_value(trainer.vae), "seed": seed,
+        "run": str(run.folder), "update": step, "sigma": vae.likelihood.sigma,
+        "sigma_value": sigma_value(vae), "seed": seed,
         "train": {"images": len(dataset.train.images), "sha256": dataset.train.sha256},
         "test": {"images": len(dataset.test.images), "sha256": dataset.test.sha256},
         "dimensions": size, "importance": importance, "ais_chains": ais_chains, "ais_steps": ais_steps,
     }
-    rec, kl = (float(part) for part in trainer.test_losses())
-    card["reference_protocol"] = {"loss": rec + kl, "rec": rec, "kl": kl, "images": len(trainer.test_images)}
+    rec, kl = (float(part) for part in Evaluation(vae, subset, run.config.seed).losses())
+    card["reference_protocol"] = {"loss": rec + kl, "rec": rec, "kl": kl, "images": len(subset)}
     mean, var = bounds(card, model, test, train, importance, seed)
     if card["sigma"] not in ("optimal", "learned", "pixel"):
         refit_sigma(card, model, train[:images], seed)
@@ -218,7 +221,7 @@ def print_rows(rows):
 def named_sigma(card):
     """"1", "learned (0.0832)", "pixel"."""
     name, value = card["sigma"], card["sigma_value"]
-    return f"{name} ({value:.4f})" if name in ("learned", "optimal") else name
+    return f"{name} ({value:.4f})" if name in ("learned", "optimal") else f"{name:g}" if name != "pixel" else name
 
 
 def draw(path, card):

@@ -15,6 +15,8 @@ KERNELS = Path(__file__).with_name("kernels")
 INSTALL = "pip install -r requirements-gpu.txt"
 TENSOR_CORES = 80  # the compute capability from which mma takes tf32
 SHARED_BYTES = 48 * 1024  # of shared memory that a block gets without asking
+SYNCHRONOUS = False  # an operation returns before the GPU has done it; looking at a result would wait
+IMAGES_AT_ONCE = 1024  # of an evaluation: enough to fill the GPU
 
 xp = None  # cupy, or numpy under the tests' emulator
 precision = "tf32"  # of float32 products: "tf32" (tensor cores, 10 bits of mantissa) or "fp32"
@@ -136,10 +138,10 @@ def to_host(array):
     return array if xp is np else xp.asnumpy(array)
 
 
-class Landing:
-    """Where an array's next contents wait, in pinned memory, then on the device, while kernels read its present ones.
+class DoubleBuffer:
+    """An array's next contents, in pinned memory, then on the device, while kernels read the present ones.
 
-    The array itself stays where it is: a captured graph goes on reading it.
+    The array stays where it is: a captured graph goes on reading it.
     """
 
     def __init__(self, array):
@@ -162,10 +164,10 @@ class Landing:
         self.array[...] = self.next
         self.free.record()
 
-    @staticmethod
-    def room():
-        """Bytes of the GPU's memory that nobody uses."""
-        return xp.cuda.runtime.memGetInfo()[0]
+
+def free_memory():
+    """Bytes of the GPU's memory that nobody uses."""
+    return xp.cuda.runtime.memGetInfo()[0]
 
 
 def capture(step):

@@ -9,7 +9,17 @@ import numpy as np
 
 from minivae.ops import HALF_RANGE, SIGMA_FLOOR, VAR_FLOOR, cuda_module
 from minivae.ops.cuda_conv import conv, conv_dw, conv_dx, dense, dense_dw, dense_dx, im2col  # noqa: F401
-from minivae.ops.cuda_module import Buffers, Landing, Source, capture, scratch, to_host  # noqa: F401
+from minivae.ops.cuda_module import (  # noqa: F401
+    IMAGES_AT_ONCE,
+    SYNCHRONOUS,
+    Buffers,
+    DoubleBuffer,
+    Source,
+    capture,
+    free_memory,
+    scratch,
+    to_host,
+)
 from minivae.ops.cuda_norm import batch_moments, batch_norm, batch_norm_dx, moving_average  # noqa: F401
 
 THREADS = 256  # of a block

@@ -1,6 +1,11 @@
 """What a CPU needs beside the operations, for plain and numpy_ops alike; cuda_module has the same for a GPU."""
 
+import math
+
 import numpy as np
+
+SYNCHRONOUS = True  # an operation is done when it returns, so looking at a result costs no wait
+IMAGES_AT_ONCE = 64  # of an evaluation: more would leave the caches
 
 
 class Buffers:
@@ -24,3 +29,23 @@ def to_host(array):
 def capture(step):
     """A function that does what step() does, faster where the device can replay its launches."""
     return step
+
+
+class DoubleBuffer:
+    """An array's next contents, which any thread may make ready while the present ones are in use."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def fill(self, values):
+        """Keep the next contents. Nobody may change `values` before take()."""
+        self.next = values
+
+    def take(self):
+        """Move what was filled in into the array, which stays where it is."""
+        np.copyto(self.array, self.next)
+
+
+def free_memory():
+    """Bytes that the device has free for images: no limit here, where they are in its memory already."""
+    return math.inf

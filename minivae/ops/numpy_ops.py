@@ -7,7 +7,15 @@ Where the definition is fast enough, it is used as it is.
 import numpy as np
 
 from minivae.ops import numpy_conv, numpy_toom_cook
-from minivae.ops.host import Buffers, capture, to_host  # noqa: F401
+from minivae.ops.host import (  # noqa: F401
+    IMAGES_AT_ONCE,
+    SYNCHRONOUS,
+    Buffers,
+    DoubleBuffer,
+    capture,
+    free_memory,
+    to_host,
+)
 from minivae.ops.numpy_norm import batch_moments, batch_norm, batch_norm_dx, channel_sum  # noqa: F401
 from minivae.ops.plain import (  # noqa: F401
     add,

@@ -20,11 +20,16 @@ import numpy as np
 
 import minivae
 from minivae.errors import UserError
-from minivae.files import replacing
+from minivae.files import cannot_read, go_on_without, replacing
+from minivae.training.settings import Config
 
 SEAL = 512  # bytes of the HDF5 user block
 PREVIOUS = "checkpoint-previous.h5"
-FREE = {"data", "steps", "eval_every", "checkpoint_every"}  # settings that decide no update; the data have a sha256
+FREE = {"data", "steps", "eval_every", "checkpoint_every"}  # settings that change no step; the data have a sha256
+
+
+class Damaged(Exception):
+    """The file does not hold what was written."""
 
 
 def model_arrays(vae):
@@ -49,10 +54,19 @@ def save(path, trainer, config, seconds):
     content = _content(trainer, config, seconds)
     with replacing(path) as beside:
         beside.write_bytes(content)
-        _read(beside)
+        try:
+            _read(beside)
+        except Damaged as e:
+            raise UserError(f"{path} reads back otherwise than it was written; the disk may be faulty: choose another, "
+                            "and go on from the last checkpoint, which is as it was") from e
         if path.exists():
-            with replacing(path.with_name(PREVIOUS)) as link:
-                os.link(path, link)
+            with replacing(path.with_name(PREVIOUS)) as previous:
+                try:
+                    os.link(path, previous)
+                except OSError as e:
+                    go_on_without(e, f"the file system of {path.parent} has no hard links: a kill in the instant "
+                                     f"between two renames leaves {PREVIOUS} and no checkpoint.h5")
+                    os.replace(path, previous)
 
 
 def _content(trainer, config, seconds):
@@ -75,31 +89,23 @@ def _seal(content):
 
 
 def _read(path):
-    """The file's bytes. OSError if it cannot be read or is not what was written."""
+    """The file's bytes. OSError if it cannot be read, Damaged if they are not what was written."""
     content = memoryview(path.read_bytes())
     if content[:SEAL] != _seal(content):
-        raise OSError("its content does not match its sha256")
+        raise Damaged("its content does not match its sha256")
     return content
 
 
-def load_model(path, vae):
-    """Fill the model from `path`. UserError if it is not this model's checkpoint."""
-    with _opened(path) as f:
+def load_model(path, vae, config):
+    """Fill the model from `path` and return the step it was saved at. UserError if it is not this run's checkpoint."""
+    with _opened(path, config) as f:
         _fill(path, f, vae.ops, model_arrays(vae))
+        return int(f.attrs["step"])
 
 
 def load_training(path, trainer):
-    """Fill the trainer from `path` and return the seconds trained so far. UserError if it is not its checkpoint.
-
-    Going on is exact only with the settings and the data that the checkpoint was made with, so it is refused with
-    others; those in FREE decide no update.
-    """
-    with _opened(path) as f:
-        made_with, config = json.loads(f.attrs["config"]), json.loads(json.dumps(asdict(trainer.config)))
-        for field, value in config.items():
-            if field not in FREE and made_with.get(field, value) != value:
-                raise UserError(f"{path} was made with {field} {made_with[field]}, and config.json says {value}; "
-                                f"put {made_with[field]} back there, or train anew")
+    """Fill the trainer from `path` and return the seconds trained so far. UserError if it is not its checkpoint."""
+    with _opened(path, trainer.config) as f:
         _fill(path, f, trainer.ops, training_arrays(trainer))
         trainer.step_count = int(f.attrs["step"])
         trainer.adam.t[...] = trainer.step_count
@@ -107,30 +113,44 @@ def load_training(path, trainer):
 
 
 @contextlib.contextmanager
-def _opened(path):
-    """The checkpoint as an h5py.File. UserError if it is missing or damaged."""
+def _opened(path, config):
+    """The checkpoint as an h5py.File. UserError if it is missing, damaged, or made with settings other than `config`.
+
+    Going on is exact only with the settings and the data that it was made with; those in FREE change no step.
+    """
     try:
-        with h5py.File(io.BytesIO(_read(path)), "r") as f:
-            yield f
+        content = _read(path)
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing; {_advice(path)}") from e
-    except (OSError, KeyError) as e:
+    except OSError as e:
+        raise cannot_read(path, e) from e
+    except Damaged as e:
         raise UserError(f"{path} is damaged ({e}); {_advice(path)}") from e
+    with h5py.File(io.BytesIO(content), "r") as f:
+        made_with = Config.parse(f.attrs["config"])
+        for field, value in vars(made_with).items():
+            if field not in FREE and value != getattr(config, field):
+                raise UserError(f"{path} was made with {field} {value}, and config.json says {getattr(config, field)}; "
+                                f"put {value} back there, or start a new run")
+        yield f
 
 
 def _fill(path, f, ops, arrays):
     for name, array in arrays.items():
         if name not in f or f[name].shape != array.shape:
             raise UserError(f"{path} is a checkpoint of another model: {name} {array.shape} is not in it; "
-                            "put the one of this run back, or train anew")
+                            "put the one of this run back, or start a new run")
     for name, array in arrays.items():
         array[...] = ops.xp.asarray(f[name][()])
 
 
 def _advice(path):
+    """What to do without `path`."""
     previous = path.with_name(PREVIOUS)
+    if not path.exists() and not previous.exists():
+        return f"the run has not saved one yet: python run.py resume {path.parent} trains it"
     try:
         _read(previous)
-    except OSError:
-        return "there is no good older one beside it: train anew"
+    except (OSError, Damaged):
+        return "there is no good older one beside it: start a new run"
     return f"the one before it is good: to go on from there, copy {previous} over it"

@@ -10,10 +10,10 @@ from minivae.ops import HALF_RANGE
 GRID_COLUMNS = 20
 
 
-def draw_all(run, trainer):
+def draw_all(run, vae, test_images):
     draw_losses(run / "losses.png", run.metrics())
-    draw_samples(run / "samples.png", trainer.vae)
-    draw_reconstructions(run / "reconstructions.png", trainer.vae, trainer.test_images)
+    draw_samples(run / "samples.png", vae)
+    draw_reconstructions(run / "reconstructions.png", vae, test_images)
 
 
 def draw_losses(path, metrics):

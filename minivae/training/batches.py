@@ -1,0 +1,63 @@
+"""Where the images of each step come from: all are on the device, or those of the next steps are brought in time.
+
+Which images a step takes follows from the seed and the step alone (philox.choose), wherever the images are.
+"""
+
+import math
+
+import numpy as np
+
+from minivae.images.stream import CHUNK_BYTES, Prefetcher, Streamed
+from minivae.ops.philox import STREAMS, choose
+
+LONGEST_CHUNK = 1000  # steps whose images are drawn at a time
+
+
+class Batches:
+    """Batches of N training images, in chunks of S steps; a background thread prepares the next chunk.
+
+    Step t of the run takes the rows index[t mod S] of device_images; index (S, N) int32. If all images fit on the
+    device, each chunk brings a new index. If they are too large for the host's memory, or for half of the device's free
+    memory, each chunk brings its S N images, and the index stays as it is.
+    """
+
+    def __init__(self, images, config, ops):
+        self.images = images
+        self.ops = ops
+        self.seed = config.seed
+        n = config.batch_size
+        steps = min(config.log_every, LONGEST_CHUNK)
+        if isinstance(images, Streamed) or 2 * images.nbytes > ops.free_memory():
+            steps = max(1, min(steps, CHUNK_BYTES // (n * math.prod(config.shape))))
+            self.index = ops.xp.arange(steps * n, dtype=np.int32).reshape(steps, n)
+            self.device_images = ops.xp.zeros((steps * n, *config.shape), np.uint8)
+            self.buffer = ops.DoubleBuffer(self.device_images)
+            draw = self.draw_images
+        else:
+            self.index = ops.xp.zeros((steps, n), np.int32)
+            self.device_images = ops.xp.asarray(images)
+            self.buffer = ops.DoubleBuffer(self.index)
+            draw = self.draw
+        self.prefetch = Prefetcher(lambda chunk: self.buffer.fill(draw(chunk)), lambda _: self.buffer.take())
+        self.chunk = None  # the one that is on the device
+
+    def prepare(self, step):
+        """Have the chunk of this step on the device."""
+        chunk = step // len(self.index)
+        if chunk != self.chunk:
+            self.prefetch(chunk)
+            self.chunk = chunk
+
+    def gather(self, t, x):
+        """x (N, H, W, C) = the images of step t (1,), in [-1, 1]; prepare() must have been called for that step."""
+        self.ops.gather(self.device_images, self.index, t, x)
+
+    def draw(self, chunk):
+        """Rows of `images` (S, N): without replacement within a step, independent between steps."""
+        size, n = self.index.shape
+        steps = range(chunk * size, (chunk + 1) * size)
+        return np.stack([choose(self.seed, STREAMS["batch"], t, n, len(self.images)) for t in steps])
+
+    def draw_images(self, chunk):
+        """The images of those rows (S N, H, W, C) uint8."""
+        return self.images[self.draw(chunk).reshape(-1)]

@@ -1,0 +1,118 @@
+"""A run's settings, and the values that each may have: run.py's options and config.json share these parsers."""
+
+import json
+import sys
+from argparse import ArgumentTypeError
+from dataclasses import dataclass, fields
+from math import ulp
+
+from minivae.errors import UserError
+from minivae.files import cannot_read
+
+KLS = ("sample", "analytic")
+
+
+class Number:
+    """A parser of numbers from low to high: of int or float, given as a number or as its text."""
+
+    def __init__(self, kind, low, high, words):
+        self.kind = kind
+        self.low = low
+        self.high = high
+        self.words = words
+
+    def __call__(self, value):
+        """The number. ArgumentTypeError if `value` is none or out of range."""
+        try:
+            number = self.kind(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if type(number) not in (int, self.kind) or not self.low <= number <= self.high:
+            raise ArgumentTypeError(f"{value!r:.80} is not {self.words}")
+        return self.kind(number)
+
+
+positive = Number(int, 1, 10**12, "a whole number from 1 to 10^12")
+batch_size = Number(int, 2, 10**9, "a whole number of at least 2, and at most 10^9")
+log_every = Number(int, 1, 10**6, "a whole number from 1 to 1000000")  # losses are kept until their line is written
+seed = Number(int, 0, 2**32 - 1, "a whole number from 0 to 4294967295")
+rate = Number(float, ulp(0), sys.float_info.max, "a number above 0")
+
+
+def sigma(value):
+    """A positive float, or one of the names in gaussian.FITTED_SIGMAS."""
+    from minivae.gaussian import FITTED_SIGMAS  # not at the top: help is printed without loading NumPy
+
+    return value if value in FITTED_SIGMAS else rate(value)
+
+
+def kl(value):
+    if value not in KLS:
+        raise ArgumentTypeError(f"{value!r:.80} is not one of {', '.join(KLS)}")
+    return value
+
+
+def shape(value):
+    """(H, W, C) of a list."""
+    if not (isinstance(value, list) and len(value) == 3 and all(type(n) is int and n > 0 for n in value)
+            and value[0] % 8 == value[1] % 8 == 0 and value[2] in (1, 3)):
+        raise ArgumentTypeError(f"{value!r:.80} is not [height, width, channels] with sides that 8 divides, "
+                                "and 1 or 3 channels")
+    return tuple(value)
+
+
+def text(value):
+    if not isinstance(value, str):
+        raise ArgumentTypeError(f"{value!r:.80} is not a text")
+    return value
+
+
+PARSERS = {
+    "data": text, "steps": positive, "batch_size": batch_size, "latent": positive, "lr": rate, "seed": seed, "kl": kl,
+    "log_every": log_every, "eval_every": positive, "checkpoint_every": positive, "shape": shape,
+    "train_sha256": text, "test_sha256": text, "sigma": sigma,
+}
+
+
+@dataclass
+class Config:
+    """All that decides a run's numbers. data is a source's name or an absolute path; losses are nats per image."""
+
+    data: str
+    steps: int
+    batch_size: int
+    latent: int
+    lr: float
+    seed: int
+    kl: str
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    shape: tuple
+    train_sha256: str
+    test_sha256: str
+    sigma: float | str = 1.0
+
+    @classmethod
+    def parse(cls, json_text):
+        """The Config of a JSON text. ValueError or TypeError if it is none; ArgumentTypeError names a wrong value."""
+        config = cls(**json.loads(json_text))
+        for name, parser in PARSERS.items():
+            try:
+                setattr(config, name, parser(getattr(config, name)))
+            except ArgumentTypeError as e:
+                raise ArgumentTypeError(f"{name} {e}") from e
+        return config
+
+    @classmethod
+    def read(cls, path):
+        """The Config that a config.json holds. UserError if it cannot be read, is not one, or has a wrong value."""
+        try:
+            return cls.parse(path.read_text())
+        except OSError as e:
+            raise cannot_read(path, e) from e
+        except ArgumentTypeError as e:
+            raise UserError(f"{path}: {e}; put the right value back, or start a new run") from e
+        except (ValueError, TypeError, RecursionError) as e:
+            names = ", ".join(f.name for f in fields(cls))
+            raise UserError(f"{path} is not a run's configuration ({e}); it must be JSON with {names}") from e

@@ -1,0 +1,80 @@
+"""The training step, and everything that it changes."""
+
+import numpy as np
+
+from minivae.adam import Adam
+from minivae.ops.philox import STREAMS
+from minivae.training.batches import Batches
+from minivae.vae import VAE, Widths
+
+
+class Trainer:
+    """The model, its optimizer and its batches; step() trains on one batch.
+
+    A step is device work only: history (log_every, 2) float64 keeps the mean rec and kl of the steps since a line of
+    metrics.csv was last due on the device, so that the host need not wait for each.
+    """
+
+    def __init__(self, config, images, ops, dtype=np.float32, widths=Widths()):
+        self.config = config
+        self.ops = ops
+        self.dtype = dtype
+        self.widths = widths
+        self.vae = self.build(ops)
+        self.adam = Adam(self.vae.params, config.lr)
+        self.batches = Batches(images, config, ops)
+        self.history = ops.xp.zeros((config.log_every, 2), np.float64)
+        self.x = ops.xp.zeros((config.batch_size, *config.shape), dtype)
+        self.eps = ops.xp.zeros((config.batch_size, config.latent), dtype)
+        self.step_count = 0  # finished steps: adam.t, on the host
+        self.check_each = ops.SYNCHRONOUS  # a GPU would have to be waited for
+        self._step = ops.capture(self.device_step)
+
+    def build(self, ops):
+        """The model as it is before the first step, on these operations."""
+        c = self.config
+        return VAE(c.shape, c.latent, ops, self.dtype, c.seed, c.kl, self.widths, c.sigma)
+
+    def step(self):
+        """One step. FloatingPointError if each is checked and this one is not finite; no parameter has changed then."""
+        self.batches.prepare(self.step_count)
+        self._step()
+        self.step_count += 1
+
+    def device_step(self):
+        self.batches.gather(self.adam.t, self.x)
+        self.ops.normal(self.config.seed, STREAMS["train"], self.adam.t, self.eps)
+        rec, kl = self.vae.forward(self.x, self.eps)
+        self.vae.backward()
+        if self.check_each:
+            grads = self.vae.params.grads  # Adam squares them: their squares must be finite too
+            if not np.isfinite(rec.sum() + kl.sum() + np.dot(grads, grads)):
+                raise FloatingPointError
+        self.adam.update()
+        self.ops.record(rec, kl, self.adam.t, self.history)
+
+    def start_over(self):
+        """Everything as it was before the first step."""
+        fresh = self.build(self.ops).params
+        self.vae.params.values[...] = fresh.values
+        self.vae.params.moving_statistics[...] = fresh.moving_statistics
+        for array in (self.adam.m, self.adam.v, self.adam.t, self.history):
+            array[...] = 0
+        self.step_count = 0
+
+    def losses(self):
+        """(rec, kl) in nats per image, a mean over the steps since a line was last due; it waits for the device."""
+        return self._recorded().mean(0)
+
+    def failure(self):
+        """The first of those steps whose losses are not finite, or None.
+
+        A gradient that is not finite shows in the next step's losses.
+        """
+        rows = self._recorded()
+        bad = np.flatnonzero(~np.isfinite(rows).all(1))
+        return self.step_count - len(rows) + 1 + int(bad[0]) if len(bad) else None
+
+    def _recorded(self):
+        done = (self.step_count - 1) % len(self.history) + 1
+        return self.ops.to_host(self.history)[:done]
