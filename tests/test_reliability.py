@@ -181,7 +181,8 @@ def test_the_previous_checkpoint_is_whole(ops, saved):
 
 def test_a_checkpoint_of_another_model_changes_nothing(ops, saved):
     narrow = Trainer(config(), TEST, ops, np.float32, Widths((4, 5, 6), 7, (8, 6, 4)))
-    for other, message in ((narrow, "another model"), (trainer(ops, np.float32, latent=5), "made with latent 4.*says 5")):
+    changed = trainer(ops, np.float32, latent=5)
+    for other, message in ((narrow, "another model"), (changed, "made with latent 4.*says 5")):
         before = other.vae.params.values.copy()
         with pytest.raises(UserError, match=message):
             checkpoint.load_model(saved / "checkpoint.h5", other.vae, other.config)
@@ -528,7 +529,8 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     cleared = [tmp_path / f"a.h5.{pid}.part" for pid in (dead.pid, os.getpid())]
-    kept = [tmp_path / name for name in (f"a.h5.{os.getppid()}.part", f"b.h5.{dead.pid}.part", "a.h5.x.part", "film.part")]
+    others = (f"a.h5.{os.getppid()}.part", f"b.h5.{dead.pid}.part", "a.h5.x.part", "film.part")
+    kept = [tmp_path / name for name in others]
     for path in cleared + kept:
         path.write_bytes(b"half")
     files.write_text(tmp_path / "a.h5", "whole")

@@ -66,7 +66,7 @@ def save(path, trainer, config, seconds):
                 except OSError as e:
                     go_on_without(e, f"the file system of {path.parent} has no hard links: a kill in the instant "
                                      f"between two renames leaves {PREVIOUS} and no checkpoint.h5")
-                    os.replace(path, previous)
+                    path.replace(previous)
 
 
 def _content(trainer, config, seconds):
