@@ -1,6 +1,7 @@
 """minivae's command line: parse, call, print."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -269,10 +270,23 @@ def main(argv):
 
 
 def failed(what, status=2):
-    print(f"error: {' '.join(str(what).split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be reading that any more
+        print(f"error: {' '.join(str(what).split())}", file=sys.stderr)
     return status
 
 
+def open_standard_streams():
+    """Give those that were closed (`>&-`) to the null device, or the next file opened would take their place."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
 if __name__ == "__main__":
+    open_standard_streams()
     sys.stdout.reconfigure(line_buffering=True)  # a training can be watched through a pipe or in a file too
     sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,19 @@
 """Stops, kills and damage: what a run keeps, and what its user reads."""
 
 import dataclasses
+import errno
+import fcntl
+import io
 import json
 import os
+import pty
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +22,7 @@ import numpy as np
 import pytest
 from test_train import TEST, config, trainer
 
+import run as run_command
 from minivae import files
 from minivae.errors import UserError
 from minivae.images import data
@@ -41,38 +48,159 @@ def start(folder, *arguments):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+OPTIONS = ["--data", "digits.npz", "--steps", "100000", "--batch-size", "8", "--log-every", "1",
+           "--eval-every", "100000", "--checkpoint-every", "2", "--out", "run"]
+
+
 def start_training(folder, **changes):
-    options = {"--data": "digits.npz", "--steps": 100_000, "--batch-size": 8, "--log-every": 1, "--eval-every": 100_000,
-               "--checkpoint-every": 2, "--out": "run"} | changes
+    options = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True)) | changes
     process = start(folder, *(word for pair in options.items() for word in pair))
-    deadline = time.monotonic() + 60
-    while not (folder / "run" / "checkpoint.h5").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
+    wait_for(folder / "run" / "checkpoint.h5", process)
     return process
 
 
-@pytest.mark.parametrize("number, log_every", [(signal.SIGINT, 1), (signal.SIGTERM, 1000)])
+def wait_for(path, process=None):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert not process or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number, log_every", [(signal.SIGINT, 1), (signal.SIGTERM, 1000), (signal.SIGHUP, 1)])
 def test_a_signal_saves_draws_and_says_how_to_go_on(digits, number, log_every):
     process = start_training(digits, **{"--checkpoint-every": 7, "--log-every": log_every})
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert "resume run" in out and (digits / "run" / "samples.png").exists()
-    with h5py.File(digits / "run" / "checkpoint.h5") as f:
-        done = int(f.attrs["step"])
+    assert err == "\nstopping: saving and drawing\n"
+    assert "stopped; go on with: python run.py resume run" in out and (digits / "run" / "samples.png").exists()
     if log_every == 1:
-        check_rows(digits / "run", done)  # not one step lost
+        check_rows(digits / "run", saved_step(digits / "run"))  # not one step lost
 
 
-def test_a_second_sigint_stops_at_once_and_loses_nothing(digits):
+@pytest.mark.parametrize("pause", [0, 0.05, 0.3])
+def test_a_second_sigint_loses_nothing(digits, pause):
+    """What the answer to the first promises is done; the second one is answered too."""
+    process = start_training(digits, **{"--checkpoint-every": 7})
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() + process.stderr.readline() == "\nstopping: saving and drawing\n"
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "\nstill saving and drawing\n", err
+    assert "resume run" in out and (digits / "run" / "reconstructions.png").exists()
+    check_rows(digits / "run", saved_step(digits / "run"))
+
+
+def test_two_sigints_at_once(digits):
     process = start_training(digits)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err and "error: interrupted" in err, err
-    checkpoint._read(digits / "run" / "checkpoint.h5")
+    assert process.returncode == 130 and "stopping: saving and drawing" in err and "error" not in err, err
+    check_rows(digits / "run", saved_step(digits / "run"))
+
+
+def test_nohup_is_respected(digits):
+    """A signal that the process was told to ignore stays ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start_training(digits)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    process.communicate()
+
+
+def test_a_terminal_that_goes_away(digits):
+    """Closing it sends SIGHUP, and whatever is written to it fails."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(digits)
+        os.execv(sys.executable, [sys.executable, ROOT / "run.py", *OPTIONS])
+    shown = b""
+    while b"%|" not in shown:  # the bar
+        shown += os.read(terminal, 2**16)
+    wait_for(digits / "run" / "checkpoint.h5")
+    os.close(terminal)
+    os.waitpid(child, 0)
+    check_rows(digits / "run", saved_step(digits / "run"))
+    assert (digits / "run" / "reconstructions.png").exists()
+
+
+def test_a_reader_that_goes_away(digits):
+    """As `| head` does: the run saves and draws before it ends, as if by SIGPIPE."""
+    process = start_training(digits)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE and err == ""
+    check_rows(digits / "run", saved_step(digits / "run"))
+    assert (digits / "run" / "samples.png").exists()
+
+
+@pytest.mark.parametrize("closed, status", [
+    (">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0), (">/dev/full", 2), ("2>/dev/full", 0)])
+def test_output_that_cannot_be_written(digits, closed, status):
+    """Without standard streams a run is as any other. On a full disk the first line ends it; resume goes on."""
+    command = [sys.executable, str(ROOT / "run.py"), "--data", "digits.npz", "--steps", "6", "--batch-size", "8",
+               "--log-every", "1", "--out", "run"]
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], cwd=digits, text=True,
+                          capture_output=True)
+    assert done.returncode == status, done
+    if status:
+        assert done.stderr.startswith("error: ") and "No space left on device" in done.stderr
+        assert done.stderr.count("\n") == 1
+    else:
+        check_rows(digits / "run", 6)
+        assert done.stderr == "" and saved_step(digits / "run") == 6
+
+
+def test_output_that_fails_in_the_middle(ops, tmp_path, monkeypatch):
+    """As that of a disk which has become full: the run is saved and drawn, then the error raised."""
+    written = []
+
+    class Full(io.StringIO):
+        def write(self, text):
+            written.append(text)
+            if text.startswith("step      5"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run, t = Run.create(tmp_path / "run", "x", config(log_every=1)), trainer(ops, np.float32, log_every=1)
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(OSError, match="No space left"):
+        train(run, t, TEST)
+    assert t.step_count == saved_step(run) == 5 and (run / "samples.png").exists()
+    assert len([text for text in written if text.startswith("step")]) == 5
+
+
+def test_a_signal_while_a_finished_run_is_drawn(ops, tmp_path, monkeypatch, capsys):
+    """It has nothing to go on with."""
+    run, t = Run.create(tmp_path / "run", "x", config(eval_every=10)), trainer(ops, np.float32)
+    monkeypatch.setattr(figures, "draw_all", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    stopped = train(run, t, TEST)
+    assert stopped == signal.SIGINT and t.step_count == 10
+    assert run_command.finish(run, t, stopped) == 130
+    assert "go on" not in capsys.readouterr().out
+    assert run_command.finish(run, trainer(ops, np.float32), stopped) == 130
+    assert f"go on with: python run.py resume {run.folder}" in capsys.readouterr().out
+
+
+def test_training_in_a_thread(ops, tmp_path):
+    """Where Python lets nobody handle signals."""
+    run, t, found = Run.create(tmp_path / "run", "x", config()), trainer(ops, np.float32), []
+    thread = threading.Thread(target=lambda: found.append(train(run, t, TEST)))
+    thread.start()
+    thread.join()
+    assert found == [0] and saved_step(run) == 10
+
+
+def saved_step(run):
+    with h5py.File(run / "checkpoint.h5") as f:
+        return int(f.attrs["step"])
 
 
 def check_rows(run, last):
@@ -302,6 +430,9 @@ def test_a_missing_checkpoint(ops, saved):
     (saved / "checkpoint.h5").unlink()
     with pytest.raises(UserError, match="missing.*copy .*checkpoint-previous.h5 over it"):
         load(ops, saved)
+    (saved / "checkpoint-previous.h5").unlink()
+    with pytest.raises(UserError, match=f"missing; the run has not saved one yet: python run.py resume {saved.folder}"):
+        checkpoint.load_model(saved / "checkpoint.h5", trainer(ops, np.float32).vae, saved.config)
 
 
 # Disks that take no more
@@ -423,7 +554,88 @@ def test_a_folder_of_another_user(ops, frequent, disk):
         os.seteuid(0)
 
 
+# File systems that lack an operation
+
+
+@pytest.mark.parametrize("number", sorted(files.UNSUPPORTED))
+def test_a_file_system_without_links_locks_and_synced_folders(ops, tmp_path, monkeypatch, capfd, number):
+    """Training goes on by renaming, and says once what is not promised there."""
+    def unsupported(*_):
+        raise OSError(number, os.strerror(number))
+
+    def sync(descriptor, whole=os.fsync):
+        return unsupported() if stat.S_ISDIR(os.fstat(descriptor).st_mode) else whole(descriptor)
+
+    monkeypatch.setattr(os, "link", unsupported)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    run = Run.create(tmp_path / "run", "x", config(checkpoint_every=2))
+    train(run, trainer(ops, np.float32), TEST)
+    notes = capfd.readouterr().err.splitlines()
+    assert len(notes) == 3 and all(note.startswith(f"note: the file system of {run.folder} ") for note in notes)
+    for word in ("no locks", "no hard links", "cannot flush"):
+        assert sum(word in note for note in notes) == 1
+    for name, step in (("checkpoint.h5", 10), ("checkpoint-previous.h5", 8)):
+        t = trainer(ops, np.float32)
+        checkpoint.load_training(run / name, t)
+        assert t.step_count == step
+    assert not list(run.folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("module, name", [(os, "link"), (os, "fsync"), (fcntl, "flock")])
+def test_other_errors_are_not_taken_for_a_missing_operation(ops, tmp_path, monkeypatch, module, name):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    run = Run.create(tmp_path / "run", "x", config(checkpoint_every=2))
+    monkeypatch.setattr(module, name, broken)
+    with pytest.raises((UserError, OSError), match="Input/output error"):
+        if name == "flock":
+            run.lock()
+        train(run, trainer(ops, np.float32), TEST)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.h5", "config.json", "metrics.csv"])
+def test_a_file_that_may_not_be_read_is_not_damaged(ops, saved, monkeypatch, name):
+    read = Path.read_bytes, Path.read_text
+
+    def refusing(read):
+        def refuse(path, *arguments):
+            if path.name == name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return read(path, *arguments)
+        return refuse
+
+    monkeypatch.setattr(Path, "read_bytes", refusing(read[0]))
+    monkeypatch.setattr(Path, "read_text", refusing(read[1]))
+    with pytest.raises(UserError, match=f"cannot read .*{name} .Permission denied.; make it readable"):
+        Run.open(saved.folder).forget_after(6)
+        load(ops, saved)
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(disk):
+    files.refuse_unwritable(disk)
+    assert not list(disk.iterdir())
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(UserError, match="cannot write .*disk .Read-only file system.; make"):
+        files.refuse_unwritable(disk)
+
+
 # A run directory that somebody has been at
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "samples.png", "thesis.tex", "film.part", ".hidden"])
+def test_a_folder_with_anything_in_it_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"is not empty .{name} is in it.; choose"):
+        Run.create(tmp_path, "x", config())
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_an_empty_folder_is_fine_and_no_name_is_refused(tmp_path):
+    assert (Run.create(tmp_path, "x", config()) / "config.json").exists()
+    with pytest.raises(UserError, match="--out names no folder"):
+        Run.create("", "x", config())
 
 
 WRONG = {
