@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -122,10 +123,10 @@ def test_a_terminal_that_goes_away(digits):
     if child == 0:
         os.chdir(digits)
         os.execv(sys.executable, [sys.executable, ROOT / "run.py", *OPTIONS])
+    termios.tcsetwinsize(terminal, (24, 80))
     shown = b""
-    while b"%|" not in shown:  # the bar
+    while b"/100000 [" not in shown or not (digits / "run" / "checkpoint.h5").exists():
         shown += os.read(terminal, 2**16)
-    wait_for(digits / "run" / "checkpoint.h5")
     os.close(terminal)
     os.waitpid(child, 0)
     check_rows(digits / "run", saved_step(digits / "run"))
