@@ -79,7 +79,7 @@ def measure(folder):
     images = dataset.train.images[rows]
     vae = untrained(config)
     at_first = concentration(vae, images)
-    checkpoint.load_model(run / "checkpoint.h5", vae)
+    checkpoint.load_model(run / "checkpoint.h5", vae, run.config)
     z = np.random.RandomState(0).randn(200, vae.latent)[:SAMPLES]  # the first half of samples.png
     name = [dataset.name, str(config.seed), f"{last['step']:,.0f}", f"{config.lr:g} to {config.lr_end:g}"]
     loss = f"{last['test_loss']:.1f}" if "test_loss" in last else ""

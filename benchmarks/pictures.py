@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from minivae.images import data
+from minivae.images.data import test_subset
 from minivae.ops import numpy_ops
 from minivae.training import checkpoint, figures
-from minivae.training.loop import test_subset
 from minivae.training.runs import Run
 from minivae.vae import VAE
 
@@ -33,7 +33,7 @@ def main(folder, docs=ROOT / "docs"):
     run = Run.open(folder)
     config, dataset = run.config, data.load(run.config.data, ROOT / "data")
     vae = VAE(config.shape, config.latent, numpy_ops, kl=config.kl, sigma=config.sigma)
-    checkpoint.load_model(run / "checkpoint.h5", vae)
+    checkpoint.load_model(run / "checkpoint.h5", vae, run.config)
     count = ROWS * COLUMNS
     rows = np.random.RandomState(0).permutation(len(dataset.train.images))[:count]
     samples = figures.decode(vae, np.random.RandomState(0).randn(count, vae.latent))
