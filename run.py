@@ -62,9 +62,17 @@ def _number(text, kind, allowed, what):
     return value
 
 
+def path(text):
+    """A path, with the ~ that a shell leaves in --option=~/x expanded."""
+    try:
+        return Path(text or None).expanduser()
+    except (TypeError, RuntimeError):  # it is empty; nobody has that home
+        raise argparse.ArgumentTypeError(f"{text!r} is not a path") from None
+
+
 def source(text):
-    """A source's name, or a path as the user gave it, made absolute."""
-    return text if text in SOURCES else os.path.abspath(os.path.expanduser(text))
+    """A source's name, or an absolute path."""
+    return text if text in SOURCES else str(path(text).absolute())
 
 
 def parse(argv):
@@ -137,7 +145,7 @@ def train_parser():
                    help="KL term of the loss: estimated from one sample, or exact")
     p.add_argument("--sigma", type=sigma, default="1", metavar="1|VALUE|optimal|learned|pixel",
                    help="standard deviation of p(x|z): a fixed value, or a way to find it (docs/density.md)")
-    p.add_argument("--out", type=os.path.expanduser, default=argparse.SUPPRESS,
+    p.add_argument("--out", type=path, default=argparse.SUPPRESS,
                    help="directory of the new run (default: the next free runs/NAME-N)")
     p.add_argument("--log-every", type=log_every, default=100, help="training steps for each line of metrics.csv")
     p.add_argument("--eval-every", type=positive, default=1000,

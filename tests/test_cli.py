@@ -146,6 +146,8 @@ def test_evaluate(folder):
     (["--lr", "nan"], "above 0"),
     (["--latent", "-3"], "--latent"),
     (["--kl", "exact"], "--kl"),
+    (["--out", ""], "--out: '' is not a path"),
+    (["--data=~nobody-has-this-name/x"], "is not a path"),
     (["--sigma", "0"], "--sigma"),
     (["--bogus"], "unknown argument --bogus; see: python run.py --help"),
     (["--stepz=5"], "unknown argument --stepz; did you mean --steps?"),
