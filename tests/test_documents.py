@@ -28,13 +28,15 @@ RUN = {  # a document's command: the same with small settings, on the copy's few
     "python benchmarks/training.py RUN ...": "python benchmarks/training.py first first",
     "python benchmarks/fluctuation.py RUN ...": "python benchmarks/fluctuation.py first",
     "python benchmarks/density.py RUN ...": "python benchmarks/density.py first",
-    "python benchmarks/streaming.py": "python benchmarks/streaming.py --rounds 1 --updates 1",
+    "python benchmarks/streaming.py": "python benchmarks/streaming.py --rounds 1 --steps 1",
+    "python benchmarks/lattice.py RUN ...": "python benchmarks/lattice.py first",
     "python -m pytest -m long -s tests/test_reliability.py -k 200_kills":
         "python -m pytest -m long tests/test_reliability.py -k 200_kills --collect-only",
 }
 NOT_RUN = {
-    "continuous integration does it": [
-        "python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt", "python -m pytest"],
+    ".ci/run does it": [
+        "python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt", "python -m pytest",
+        "python run.py gradcheck", "ruff check .", ".ci/run"],
     "it needs a GPU": [
         "pip install -r requirements-gpu.txt", 'pip install -r requirements.txt "cupy-cuda12x[ctk]>=14"',
         "python run.py --gpu", "python benchmarks/gpu_step.py", "python -m pytest -m gpu"],
