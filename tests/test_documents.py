@@ -29,7 +29,6 @@ RUN = {  # a document's command: the same with small settings, on the copy's few
     "python benchmarks/fluctuation.py RUN ...": "python benchmarks/fluctuation.py first",
     "python benchmarks/density.py RUN ...": "python benchmarks/density.py first",
     "python benchmarks/streaming.py": "python benchmarks/streaming.py --rounds 1 --steps 1",
-    "python benchmarks/lattice.py RUN ...": "python benchmarks/lattice.py first",
     "python -m pytest -m long -s tests/test_reliability.py -k 200_kills":
         "python -m pytest -m long tests/test_reliability.py -k 200_kills --collect-only",
 }
@@ -42,6 +41,7 @@ NOT_RUN = {
         "python run.py --gpu", "python benchmarks/gpu_step.py", "python -m pytest -m gpu"],
     "it takes long": ["python -m pytest -m long"],
     "it needs PyTorch": ["pip install torch", "python benchmarks/cpu_step.py"],
+    "it needs runs whose learning rate falls": ["python benchmarks/lattice.py RUN ..."],
     "it downloads SVHN": ["python run.py --data svhn --steps 50000"],
 }
 
