@@ -2,29 +2,21 @@
 
 import argparse
 import contextlib
+import difflib
 import os
+import re
+import shlex
 import signal
 import sys
 import warnings
 from pathlib import Path
 
+from minivae import __version__
 from minivae.errors import UserError
 from minivae.training.settings import KLS, batch_size, log_every, positive, rate, seed, sigma
 
-DATA = Path(__file__).resolve().parent / "data"
+DATA = Path(os.environ.get("MINIVAE_DATA") or Path(__file__).resolve().parent / "data")
 SOURCES = ("housenumbers", "svhn", "svhn-extra")
-ABOUT = """A variational autoencoder written from scratch.
-
-commands:
-  train (or none)      train a model into a new run directory
-  resume RUN           go on, exactly where it stopped
-  sample RUN           samples.png: images of random latent codes
-  reconstruct RUN      reconstructions.png: test images beside their reconstructions
-  interpolate RUN      interpolation.png: between pairs of test images, through the latent code
-  evaluate RUN         the density card: what ln p(x) is, and how surely (density.json, density.png)
-  gradcheck            every gradient against finite differences
-
-python run.py COMMAND --help tells a command's options."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,58 +24,100 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see: {self.prog} --help")
 
 
-def parser():
-    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    top = Parser(prog="python run.py", description=ABOUT, usage="python run.py [COMMAND] [options]",
-                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = top.add_subparsers(prog="python run.py", dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults of options, and descriptions line by line."""
 
-    p = commands.add_parser("train", help="train a model", **formatter)
-    p.add_argument("--data", default="housenumbers",
-                   help=f"{', '.join(SOURCES)}; or a path: a folder with SVHN's .mat files or images, an .npz, an .h5")
+
+def path(text):
+    """A path, with the ~ that a shell leaves in --option=~/x expanded."""
+    try:
+        return Path(text or None).expanduser()
+    except (TypeError, RuntimeError):  # it is empty; nobody has that home
+        raise argparse.ArgumentTypeError(f"{text!r} is not a path") from None
+
+
+def source(text):
+    """A source's name, or an absolute path."""
+    return text if text in SOURCES else str(path(text).absolute())
+
+
+def parse(argv):
+    """The arguments of a command, which is train unless the first word is another's name."""
+    command, *words = argv if argv and not argv[0].startswith("-") else ["train", *argv]
+    if command not in COMMANDS:
+        raise UserError(f"{command} is not a command; {did_you_mean(command, COMMANDS)}see: python run.py --help")
+    p = parser(command)
+    args, unknown = p.parse_known_args(words, argparse.Namespace(command=command))
+    if unknown:
+        word = unknown[0].split("=")[0]
+        options = re.findall("--[a-z-]+", p.format_help())
+        raise UserError(f"unknown argument {word}; {did_you_mean(word, options)}see: {p.prog} --help")
+    return args
+
+
+def did_you_mean(word, known):
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def parser(command):
+    """The options of a command; train's page of help shows all commands as well."""
+    if command == "train":
+        p = train_parser()
+    else:
+        p = Parser(prog=f"python run.py {command}", description=COMMANDS[command].__doc__,
+                   formatter_class=HelpFormatter)
+    if command in OF_A_RUN:
+        p.add_argument("run", metavar="RUN", help="directory of the run")
+    if command == "resume":
+        p.add_argument("--steps", type=positive, default=argparse.SUPPRESS,
+                       help="training steps of the run in all, those already made included (default: as before)")
+    if command == "sample":
+        p.add_argument("--count", type=positive, default=200, help="number of images to draw, in rows of 20")
+        p.add_argument("--seed", type=seed, default=0, help="seed of the latent codes")
+    if command == "evaluate":
+        for name, what, cpu, gpu in (("images", "test images whose ln p(x) is bounded", 1000, 1000),
+                                     ("importance", "importance samples for each image", 100, 1000),
+                                     ("ais-images", "test images for annealed importance sampling", 16, 64),
+                                     ("ais-chains", "annealing chains for each image", 4, 16),
+                                     ("ais-steps", "temperatures of an annealing chain", 50, 1000)):
+            p.add_argument(f"--{name}", type=positive, default=argparse.SUPPRESS,
+                           help=f"number of {what} (default: {cpu} on a CPU, {gpu} on a GPU)")
+        p.add_argument("--seed", type=seed, default=0, help="seed of all random draws")
+    p.add_argument("--gpu", action="store_true", help="run on the GPU with minivae's CUDA kernels")
+    p.add_argument("--precision", choices=("tf32", "fp32"), default=argparse.SUPPRESS,
+                   help=f"precision of matrix products on the GPU (default: {precision(command)})")
+    return p
+
+
+def train_parser():
+    names = ((f"{name} RUN" if name in OF_A_RUN else name, function.__doc__) for name, function in COMMANDS.items())
+    about = "\n".join(["A variational autoencoder written from scratch.", "", "commands:",
+                       *(f"  {name:<17}{what}" for name, what in names), "",
+                       "python run.py COMMAND --help shows the options of a command. These are train's:"])
+    p = Parser(prog="python run.py", usage="python run.py [COMMAND] [options]", description=about,
+               formatter_class=HelpFormatter)
+    p.add_argument("--version", action="version", version=f"minivae {__version__}", help="show the version and exit")
+    p.add_argument("--data", type=source, default="housenumbers",
+                   help=f"images to train on: the path of a folder, an .npz or an .h5, or {', '.join(SOURCES)}, which "
+                        "are kept in data/ or in the folder that the environment variable MINIVAE_DATA names")
     p.add_argument("--steps", type=positive, default=argparse.SUPPRESS,
-                   help="updates (default: 2000 on a CPU, 50000 on a GPU)")
-    p.add_argument("--batch-size", type=batch_size, default=64, help="images per update")
+                   help="number of training steps (default: 2000 on a CPU, 50000 on a GPU)")
+    p.add_argument("--batch-size", type=batch_size, default=64, help="images in a training step")
     p.add_argument("--latent", type=positive, default=10, help="dimensions of the latent code")
     p.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
-    p.add_argument("--seed", type=seed, default=0, help="decides the initial weights, the batches and the noise")
-    p.add_argument("--kl", choices=KLS, default="sample", help="one-sample or exact KL term")
+    p.add_argument("--seed", type=seed, default=0, help="seed of the initial weights, the batches and the noise")
+    p.add_argument("--kl", choices=KLS, default="sample",
+                   help="KL term of the loss: estimated from one sample, or exact")
     p.add_argument("--sigma", type=sigma, default=1.0, metavar="1|VALUE|optimal|learned|pixel",
-                   help="standard deviation of p(x|z): fixed, or found as the name says")
-    p.add_argument("--out", help="the run directory (default: the next free runs/NAME-N)", default=argparse.SUPPRESS)
-    p.add_argument("--log-every", type=log_every, default=100, help="updates per line of metrics.csv")
-    p.add_argument("--eval-every", type=positive, default=1000, help="updates between evaluations on test images")
-    p.add_argument("--checkpoint-every", type=positive, default=1000, help="updates between checkpoints")
-
-    p = commands.add_parser("resume", help="go on with a run", **formatter)
-    p.add_argument("run", metavar="RUN", help="its directory")
-    p.add_argument("--steps", type=positive, help="train on to this many updates in all", default=argparse.SUPPRESS)
-
-    p = commands.add_parser("sample", help="draw samples.png", **formatter)
-    p.add_argument("run", metavar="RUN", help="its directory")
-    p.add_argument("--count", type=positive, default=200, help="images, in rows of 20")
-    p.add_argument("--seed", type=seed, default=0, help="of the latent codes")
-
-    for name, what in (("reconstruct", "reconstructions.png"), ("interpolate", "interpolation.png")):
-        p = commands.add_parser(name, help=f"draw {what}", **formatter)
-        p.add_argument("run", metavar="RUN", help="its directory")
-    p = commands.add_parser("evaluate", help="estimate ln p(x)", **formatter)
-    p.add_argument("run", metavar="RUN", help="its directory")
-    for name, what, cpu, gpu in (("images", "test images for the bounds", 1000, 1000),
-                                 ("importance", "importance samples for each", 100, 1000),
-                                 ("ais-images", "test images for annealed importance sampling", 16, 64),
-                                 ("ais-chains", "its chains for each image", 4, 16),
-                                 ("ais-steps", "its temperatures", 50, 1000)):
-        p.add_argument(f"--{name}", type=positive, default=argparse.SUPPRESS,
-                       help=f"{what} (default: {cpu} on a CPU, {gpu} on a GPU)")
-    p.add_argument("--seed", type=seed, default=0, help="of all draws")
-    commands.add_parser("gradcheck", help="check every gradient", **formatter)
-
-    for name, p in commands.choices.items():
-        p.add_argument("--gpu", action="store_true", help="run on the GPU with minivae's CUDA kernels")
-        p.add_argument("--precision", choices=("tf32", "fp32"), default=argparse.SUPPRESS,
-                       help=f"of products on the GPU (default: {precision(name)})")
-    return top
+                   help="standard deviation of p(x|z): a fixed value, or a way to find it (docs/density.md)")
+    p.add_argument("--out", type=path, default=argparse.SUPPRESS,
+                   help="directory of the new run (default: the next free runs/NAME-N)")
+    p.add_argument("--log-every", type=log_every, default=100, help="training steps for each line of metrics.csv")
+    p.add_argument("--eval-every", type=positive, default=1000,
+                   help="training steps between evaluations on test images")
+    p.add_argument("--checkpoint-every", type=positive, default=1000, help="training steps between checkpoints")
+    return p
 
 
 def precision(command):
@@ -108,16 +142,22 @@ def operations(args):
 
 
 def load_data(source):
-    """The data set, its notes printed. A path is looked at as the user gave it, then kept absolute."""
+    """The data set, its notes printed."""
     from minivae.images import data
 
-    dataset = data.load(source, DATA)
+    try:
+        dataset = data.load(source, DATA)
+    except UserError as e:
+        if source in SOURCES and not os.access(DATA, os.W_OK):
+            raise UserError(f"{e}; or set the environment variable MINIVAE_DATA to a folder for data") from e
+        raise
     for note in dataset.notes:
         print(note)
     return dataset
 
 
 def train(args):
+    """Train a model into a new run directory; without a command, this is done."""
     ops = operations(args)
     from minivae.images.data import test_subset
     from minivae.training.loop import train as train_run
@@ -125,21 +165,21 @@ def train(args):
     from minivae.training.settings import Config
     from minivae.training.trainer import Trainer
 
-    source = args.data if args.data in SOURCES else str(Path(args.data).resolve())
-    dataset = load_data(source)
+    dataset = load_data(args.data)
     if args.batch_size > len(dataset.train.images):
         raise UserError(f"--batch-size {args.batch_size} exceeds the {len(dataset.train.images)} training images")
     steps = getattr(args, "steps", 50000 if args.gpu else 2000)
-    config = Config(source, steps, args.batch_size, args.latent, args.lr, args.seed, args.kl, args.log_every,
+    config = Config(args.data, steps, args.batch_size, args.latent, args.lr, args.seed, args.kl, args.log_every,
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
                     dataset.train.sha256, dataset.test.sha256, args.sigma)
     trainer = Trainer(config, dataset.train.images, ops)
     run = Run.create(getattr(args, "out", None), dataset.name, config)
     print(f"{steps} steps on {len(dataset.train.images)} images of {dataset.name}, into {run.folder}")
-    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images)))
+    return finish(args, run, trainer, train_run(run, trainer, test_subset(dataset.test.images)))
 
 
 def resume(args):
+    """Go on with a run, exactly where it stopped."""
     ops = operations(args)
     from minivae.images.data import test_subset
     from minivae.training import checkpoint
@@ -161,14 +201,17 @@ def resume(args):
     run.config.steps = steps
     run.save_config()
     print(f"going on from step {trainer.step_count} of {run.folder}")
-    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images), seconds))
+    return finish(args, run, trainer, train_run(run, trainer, test_subset(dataset.test.images), seconds))
 
 
-def finish(run, trainer, signal):
+def finish(args, run, trainer, signal):
     """Say where everything is; the exit status of a run that `signal` (0 for none) ended."""
     print_pictures(run, "losses.png", "samples.png", "reconstructions.png")
     if signal and trainer.step_count < run.config.steps:
-        print(f"stopped; go on with: python run.py resume {run.folder}")
+        device = ["--gpu"] if args.gpu else []
+        if "precision" in args:
+            device += ["--precision", args.precision]
+        print("stopped; go on with:", shlex.join(["python", "run.py", "resume", str(run.folder), *device]))
     return 128 + signal if signal else 0
 
 
@@ -194,6 +237,7 @@ def open_model(args):
 
 
 def sample(args):
+    """Draw samples.png: images of random latent codes."""
     run, vae, _ = open_model(args)
     from minivae.training import figures
 
@@ -204,6 +248,7 @@ def sample(args):
 
 
 def reconstruct(args):
+    """Draw reconstructions.png: test images beside their reconstructions."""
     run, vae, _ = open_model(args)
     from minivae.images.data import test_subset
     from minivae.training import figures
@@ -213,6 +258,7 @@ def reconstruct(args):
 
 
 def interpolate(args):
+    """Draw interpolation.png: between pairs of test images, through the latent code."""
     run, vae, _ = open_model(args)
     from minivae.images.data import test_subset
     from minivae.training import figures
@@ -222,6 +268,7 @@ def interpolate(args):
 
 
 def evaluate(args):
+    """Estimate ln p(x) of test images: density.json, density.png and the same on the screen."""
     from minivae.density import card
 
     run, vae, step = open_model(args)
@@ -231,6 +278,7 @@ def evaluate(args):
 
 
 def gradcheck(args):
+    """Compare every gradient with finite differences."""
     ops = operations(args)
     from minivae import checks
 
@@ -243,30 +291,35 @@ def print_pictures(run, *names):
 
 
 COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, evaluate, gradcheck)}
+OF_A_RUN = COMMANDS.keys() - {"train", "gradcheck"}
 
 
 def main(argv):
-    if not argv or (argv[0] not in COMMANDS and argv[0] not in ("-h", "--help")):
-        argv = ["train", *argv]
+    if sys.version_info < (3, 11):  # noqa: UP036 (whoever has an older one shall read this)
+        return failed(f"minivae needs Python 3.11 or newer; this is {sys.version.split()[0]}")
     warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy's overflows: training looks for what is not finite
     try:
-        args = parser().parse_args(argv)
+        args = parse(argv)
         status = COMMANDS[args.command](args) or 0
         sys.stdout.flush()
         return status
     except UserError as e:
         return failed(e)
     except MemoryError as e:  # CuPy's too
-        return failed(f"out of memory ({e}); smaller batches or smaller images need less")
+        return failed(f"out of memory ({str(e) or 'none is left'}); smaller batches or smaller images need less")
     except ModuleNotFoundError as e:
         return failed(f"{e.name} is not installed; run: pip install -r requirements.txt")
+    except ImportError as e:
+        return failed(f"a library cannot be loaded ({e.__cause__ or e}); memory may be short, or its installation "
+                      "damaged: pip install --force-reinstall -r requirements.txt")
     except OSError as e:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it may be stdout, which is flushed at exit
+        if sys.stdout is sys.__stdout__:  # perhaps it cannot be written; what it still holds is flushed at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(e, BrokenPipeError):  # whoever read the output has gone
             return 128 + signal.SIGPIPE
-        return failed(f"{e}; mend that, then give the same command again")
+        return failed(f"{e}; fix that, then give the same command again")
     except KeyboardInterrupt:
-        return failed("interrupted; a run goes on from its last checkpoint: run.py resume RUN", 130)
+        return failed("interrupted", 130)
 
 
 def failed(what, status=2):
@@ -286,7 +339,16 @@ def open_standard_streams():
     sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
-if __name__ == "__main__":
+def prepare_process():
+    """Lines appear at once in a pipe or a file too; names that an encoding lacks are escaped; no window is opened."""
     open_standard_streams()
-    sys.stdout.reconfigure(line_buffering=True)  # a training can be watched through a pipe or in a file too
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    if not os.environ.get("MPLBACKEND", "").startswith("module:"):  # a notebook's, which its own figures need
+        os.environ["MPLBACKEND"] = "agg"
+
+
+if __name__ == "__main__":
+    prepare_process()
     sys.exit(main(sys.argv[1:]))

@@ -1,33 +1,41 @@
 """The command line as a user meets it: files, exit codes, error lines."""
 
+import argparse
+import ast
 import contextlib
 import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
-from run import main
+import run as command_line
+from minivae import __version__
+from minivae.images import housenumbers
+from minivae.training.runs import Run
 
 ROOT = Path(__file__).parent.parent
 
 
-def process(*arguments, cwd):
+def process(*arguments, cwd, **environment):
     command = [sys.executable, ROOT / "run.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
 
 
 def run(*arguments, cwd):
     """The same in this process, which has the libraries loaded."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([str(a) for a in arguments])
+        status = command_line.main([str(a) for a in arguments])
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
@@ -39,8 +47,8 @@ def refused(*arguments, cwd, says):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with digits.npz and a run of six steps on it."""
+def trained(tmp_path_factory):
+    """A folder with digits.npz and first/, a run of six steps on it."""
     folder = tmp_path_factory.mktemp("cli")
     images = np.random.RandomState(0).randint(0, 256, (60, 16, 16, 3)).astype(np.uint8)
     np.savez(folder / "digits.npz", train=images[:40], test=images[40:])
@@ -49,6 +57,12 @@ def folder(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "samples.png" in done.stdout and "step      6" in done.stdout
     return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """The same for one test alone. It costs no copies: what a run's files hold is replaced, never written over."""
+    return shutil.copytree(trained, tmp_path, copy_function=os.link, dirs_exist_ok=True)
 
 
 def png(path):
@@ -68,12 +82,12 @@ def test_a_training_can_be_watched_through_a_pipe(folder):
         process.kill()
 
 
-def test_train_leaves_what_it_promises(folder):
+def test_train_leaves_what_it_promises(trained, folder):
     names = {"config.json", "metrics.csv", "checkpoint.h5", "checkpoint-previous.h5",
              "losses.png", "samples.png", "reconstructions.png"}
     assert names == {p.name for p in (folder / "first").iterdir()}
     config = json.loads((folder / "first" / "config.json").read_text())
-    assert config["data"] == str(folder / "digits.npz") and config["steps"] == 6 and config["shape"] == [16, 16, 3]
+    assert config["data"] == str(trained / "digits.npz") and config["steps"] == 6 and config["shape"] == [16, 16, 3]
     with open(folder / "first" / "metrics.csv") as f:
         rows = list(csv.DictReader(f))
     assert ",".join(rows[0]) == "step,seconds,train_loss,train_rec,train_kl,test_loss,test_rec,test_kl"
@@ -132,14 +146,22 @@ def test_evaluate(folder):
 @pytest.mark.parametrize("arguments, says", [
     (["--steps", "0"], "--steps"),
     (["--steps", "many"], "whole number"),
-    (["--batch-size", "1"], "at least 2"),
+    (["--steps", "99999999999999999999"], "a whole number from 1 to"),
+    (["--batch-size", "1"], "a whole number"),
     (["--batch-size", "41"], "exceeds the 40 training images"),
     (["--lr", "nan"], "above 0"),
     (["--latent", "-3"], "--latent"),
     (["--kl", "exact"], "--kl"),
+    (["--out", ""], "--out: '' is not a path"),
+    (["--data=~nobody-has-this-name/x"], "is not a path"),
     (["--sigma", "0"], "--sigma"),
-    (["--bogus"], "--bogus"),
-    (["bogus"], "bogus"),
+    (["--bogus"], "unknown argument --bogus; see: python run.py --help"),
+    (["--stepz=5"], "unknown argument --stepz; did you mean --steps?"),
+    (["bogus"], "bogus is not a command; see: python run.py --help"),
+    (["evalute", "first"], "evalute is not a command; did you mean evaluate?"),
+    (["sample", "first", "--cuont", "5"], "did you mean --count? see: python run.py sample --help"),
+    (["sample", "first", "second"], "unknown argument second;"),
+    (["sample"], "RUN; see: python run.py sample --help"),
     (["--precision", "fp32"], "--gpu"),
     (["resume", "nowhere"], "no run"),
     (["sample", "."], "no run"),
@@ -169,6 +191,98 @@ def test_data_that_changed_since(folder):
     assert done.returncode == 0, done.stderr
     np.savez(folder / "other.npz", train=np.ones((9, 8, 8, 1), np.uint8), test=np.zeros((9, 8, 8, 1), np.uint8))
     refused("resume", "changed", "--steps", 2, cwd=folder, says="other images")
+
+
+def test_a_home_is_expanded(folder, monkeypatch):
+    """In --data=~/x and --out=~/x no shell does it."""
+    monkeypatch.setenv("HOME", str(folder))
+    refused("--data=~/nothing", cwd=folder, says=f"{folder}/nothing")
+    assert run("--data=~/digits.npz", "--steps", 1, "--batch-size", 4, "--out=~/x", cwd=ROOT).returncode == 0
+    assert (folder / "x" / "config.json").exists()
+
+
+def test_named_data_where_nothing_can_be_written(folder, monkeypatch):
+    monkeypatch.setattr(housenumbers, "make", lambda split, **_: (np.zeros((20, 8, 8, 1), np.uint8), None))
+    monkeypatch.setattr(command_line, "DATA", folder / "digits.npz" / "data")
+    refused(cwd=folder, says="set the environment variable MINIVAE_DATA to a folder")
+
+
+def test_the_environment(folder):
+    """Data elsewhere, output that cannot hold a name, a backend of matplotlib's that is not there."""
+    images = np.random.RandomState(0).randint(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+    (folder / "elsewhere").mkdir()
+    with h5py.File(folder / "elsewhere" / "housenumbers.h5", "w") as f:
+        f["train/images"] = f["test/images"] = images
+        f["test/images"][:] = 255 - images
+    done = process("--steps", 1, "--batch-size", 4, "--out", "caf\u00e9", cwd=folder, MPLBACKEND="none",
+                   PYTHONIOENCODING="ascii", MINIVAE_DATA=str(folder / "elsewhere"))
+    assert done.returncode == 0, done.stderr
+    assert "on 20 images of housenumbers, into caf\\xe9" in done.stdout
+
+
+def test_closed_output(folder):
+    shell = f"{sys.executable} {ROOT / 'run.py'} reconstruct first >&- 2>&-"
+    (folder / "first" / "reconstructions.png").unlink()
+    assert subprocess.run(shell, shell=True, cwd=folder).returncode == 0
+    assert png(folder / "first" / "reconstructions.png")[0] > 0
+
+
+def test_a_notebook(monkeypatch):
+    """Its output is no TextIOWrapper, and its backend draws its own figures."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    command_line.prepare_process()
+    assert os.environ["MPLBACKEND"] == "module://matplotlib_inline.backend_inline"
+
+
+@pytest.mark.parametrize("error, status, says", [
+    (KeyboardInterrupt(), 130, "error: interrupted\n"),
+    (MemoryError(), 2, "error: out of memory (none is left); "),
+    (ModuleNotFoundError("No module named 'h5py'", name="h5py"), 2, "error: h5py is not installed; run: pip install"),
+    (ImportError("lib.so: failed to map segment"), 2, "error: a library cannot be loaded (lib.so: failed to map"),
+    (PermissionError(13, "Permission denied", "x"), 2, "error: [Errno 13] Permission denied: 'x'; fix that, then"),
+    (BrokenPipeError(), 141, ""),
+])
+def test_what_a_machine_does(tmp_path, monkeypatch, error, status, says):
+    def fail(_):
+        raise error
+
+    monkeypatch.setitem(command_line.COMMANDS, "gradcheck", fail)
+    done = run("gradcheck", cwd=tmp_path)
+    assert done.returncode == status and done.stderr.startswith(says) and done.stderr.count("\n") == bool(says), done
+
+
+def test_an_older_python_is_told_so(monkeypatch, tmp_path):
+    ast.parse((ROOT / "run.py").read_text(), feature_version=(3, 8))  # so that it comes to say so
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    refused("--help", cwd=tmp_path, says="minivae needs Python 3.11 or newer; this is ")
+
+
+@pytest.mark.parametrize("options, words", [({}, ""), ({"precision": "fp32"}, " --gpu --precision fp32")])
+def test_how_to_go_on_can_be_pasted(capsys, options, words):
+    run = Run(Path("my runs") / "it's", SimpleNamespace(steps=9))
+    trainer = SimpleNamespace(step_count=5)
+    assert command_line.finish(argparse.Namespace(gpu=bool(words), **options), run, trainer, 15) == 143
+    assert f"python run.py resume 'my runs/it'\"'\"'s'{words}\n" in capsys.readouterr().out
+
+
+def test_help(capsys):
+    """One page names all commands and train's options; each command has a page of its own."""
+    pages = {}
+    for command in ([], *([name] for name in command_line.COMMANDS)):
+        with pytest.raises(SystemExit, match="0"):
+            command_line.main([*command, "--help"])
+        pages[" ".join(command)] = capsys.readouterr().out
+    assert pages[""] == pages["train"] and "--batch-size" in pages[""]
+    for name, function in command_line.COMMANDS.items():
+        assert name in pages[""] and function.__doc__ in pages[""] and "--gpu" in pages[name]
+    assert "RUN" in pages["sample"] and "--count" in pages["sample"] and "--batch-size" not in pages["sample"]
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command_line.main(["--version"])
+    assert capsys.readouterr().out == f"minivae {__version__}\n"
 
 
 def test_help_is_quick(folder):

@@ -1,0 +1,114 @@
+"""The commands in the documents: each is run in a clean copy of the repository, or listed with the reason why not."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from run import COMMANDS, parser
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
+PROGRAMS = ("python", "pip ", "pytest", "ruff ", "git ", ".ci/", "mpirun ")
+
+RUN = {  # a document's command: the same with small settings, on the copy's few images
+    "python run.py": "python run.py --steps 2",
+    "python run.py --steps 4000": "python run.py --steps 2",
+    "python run.py evaluate RUN":
+        "python run.py evaluate first --images 4 --importance 2 --ais-images 2 --ais-chains 2 --ais-steps 2",
+    "python benchmarks/housenumbers.py SVHN PAGE.png": "python benchmarks/housenumbers.py svhn page.png",
+    "python benchmarks/training.py RUN ...": "python benchmarks/training.py first first",
+    "python benchmarks/fluctuation.py RUN ...": "python benchmarks/fluctuation.py first",
+    "python benchmarks/density.py RUN ...": "python benchmarks/density.py first",
+    "python benchmarks/streaming.py": "python benchmarks/streaming.py --rounds 1 --steps 1",
+    "python -m pytest -m long -s tests/test_reliability.py -k 200_kills":
+        "python -m pytest -m long tests/test_reliability.py -k 200_kills --collect-only",
+}
+NOT_RUN = {
+    ".ci/run does it": [
+        "python3 -m venv .venv", ". .venv/bin/activate", "pip install -r requirements.txt", "python -m pytest",
+        "python run.py gradcheck", "ruff check .", ".ci/run"],
+    "it needs a GPU": [
+        "pip install -r requirements-gpu.txt", 'pip install -r requirements.txt "cupy-cuda12x[ctk]>=14"',
+        "python run.py --gpu", "python benchmarks/gpu_step.py", "python -m pytest -m gpu"],
+    "it takes long": ["python -m pytest -m long"],
+    "it needs PyTorch": ["pip install torch", "python benchmarks/cpu_step.py"],
+    "it needs runs whose learning rate falls": ["python benchmarks/lattice.py RUN ..."],
+    "it downloads SVHN": ["python run.py --data svhn --steps 50000"],
+}
+
+
+def commands(text):
+    """The commands of a Markdown text: lines of its sh and console blocks, and inline code that calls a program."""
+    block = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    found = []
+    for language, body in block.findall(text):
+        lines = body.replace("\\\n", " ").splitlines()
+        if language == "console":
+            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        if language in ("sh", "console"):
+            found += [command for line in lines for command in re.sub(r"(^|\s)#.*", "", line).split("&&")]
+    found += [code for code in re.findall(r"`([^`]+)`", block.sub("", text)) if code.startswith(PROGRAMS)]
+    return {" ".join(command.split()) for command in found} - {""}
+
+
+def test_commands_are_found():
+    text = "`python\na` and `x`\n```sh\nb c && d   # e\n# f\ng \\\n  h\n```\n```console\n$ i\nj\n```\n```\nk\n```\n"
+    assert commands(text) == {"python a", "b c", "d", "g h", "i"}
+
+
+def test_every_command_is_run_or_has_a_reason_not_to_be():
+    known = [*RUN, *(command for some in NOT_RUN.values() for command in some)]
+    assert set().union(*(commands(document.read_text()) for document in DOCUMENTS)) == set(known)
+    assert len(known) == len(set(known))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the repository with a few images as its housenumbers, a folder svhn of as many, and a run, first."""
+    copy = tmp_path_factory.mktemp("documents") / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
+        ".*", "*venv*", "__pycache__", "*.egg-info", "build", "runs", "*.h5", "*.mat"))
+    images = np.random.RandomState(0).randint(0, 256, (100, 8, 8, 1)).astype(np.uint8)
+    with h5py.File(copy / "data" / "housenumbers.h5", "w") as f:
+        f["train/images"], f["test/images"] = images[:80], images[80:]
+    images = np.random.RandomState(1).randint(0, 256, (32, 32, 3, 100)).astype(np.uint8)
+    (copy / "svhn").mkdir()
+    for split in ("train", "test"):
+        savemat(copy / "svhn" / f"{split}_32x32.mat", {"X": images, "y": np.ones((100, 1), int)})
+    execute(copy, "python run.py --steps 2 --batch-size 2 --out first")
+    execute(copy, RUN["python run.py evaluate RUN"])
+    return copy
+
+
+def execute(folder, command):
+    program, *arguments = shlex.split(command)
+    assert program == "python"
+    environment = {name: value for name, value in os.environ.items() if name != "MINIVAE_DATA"}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment | {"PYTHONPATH": str(folder)},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all((folder / argument).exists() for argument in arguments if argument.endswith(".png"))
+
+
+@pytest.mark.parametrize("command", sorted(set(RUN.values()) - {RUN["python run.py evaluate RUN"]}))
+def test_a_command_of_the_documents(copy, command):
+    execute(copy, command)
+
+
+def test_the_readme_lists_the_options_of_every_command():
+    text = (ROOT / "README.md").read_text()
+    synopsis = re.search(r"^```\n(python run\.py \[train\].*?)^```", text, re.DOTALL | re.MULTILINE)[1]
+    listed = re.findall(r"^python run\.py \[?(\w+)\]?(.*?)(?=^python|\Z)", synopsis, re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in listed] == list(COMMANDS)
+    for name, options in listed:
+        known = set(re.findall("--[a-z-]+", parser(name).format_help()))
+        assert set(re.findall("--[a-z-]+", options)) == known - {"--help", "--version", "--gpu", "--precision"}, name
