@@ -424,7 +424,7 @@ def test_the_model_on_the_gpu(cuda, rng, sigma):
 # The card
 
 
-def make_run(folder, ops, rng, sigma="1"):
+def make_run(folder, ops, rng, sigma=1.0):
     """An untrained run on 60 images of noise, its test statistics moved by a few batches."""
     images = [rng.integers(0, 256, (n, 8, 8, 1), np.uint8) for n in (60, 12)]
     dataset = Dataset("noise", *(Split(im, None, f"sha-{len(im)}") for im in images), [])
@@ -534,11 +534,11 @@ def test_overlap_is_refused(ops, rng, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_card_that_cannot_be_written_is_printed(ops, rng, quick, tmp_path, capsys):
+def test_a_card_that_could_not_be_written_is_not_computed(ops, rng, quick, tmp_path, capsys):
     run, trainer, dataset = make_run(tmp_path / "gone", ops, rng)
     with pytest.raises(UserError, match="cannot write .*gone"):
         card.evaluate(run, trainer.vae, dataset, trainer.step_count, 2, 1, 1, 1, 1, 0)
-    assert "log-likelihood by AIS" in capsys.readouterr().out
+    assert capsys.readouterr().out == ""
 
 
 def test_a_collapsed_posterior_is_called_so():

@@ -221,7 +221,9 @@ def print_rows(rows):
 def named_sigma(card):
     """"1", "learned (0.0832)", "pixel"."""
     name, value = card["sigma"], card["sigma_value"]
-    return f"{name} ({value:.4f})" if name in ("learned", "optimal") else f"{name:g}" if name != "pixel" else name
+    if name == "pixel":
+        return name
+    return f"{name} ({value:.4f})" if name in ("learned", "optimal") else f"{float(name):g}"
 
 
 def draw(path, card):
