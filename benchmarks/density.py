@@ -12,52 +12,54 @@ from pathlib import Path
 
 from readme import table, write_between
 
-from minivae.density.card import named_sigma
+from minivae.density.report import named_sigma
 from minivae.training.runs import Run
 
 RESULTS = Path(__file__).parent / "results" / "density.json"
-HEADER = ["data", "p(x)", "updates", "images", "exact", "ELBO", "IWAE", "bits/dim", "ELBO*", "AIS*", "BDMC gap*",
-          "bits/dim*"]
+SETTINGS = ("step", "seed", "importance", "ais_chains", "ais_steps")
+HEADER = ["data", "p(x)", "steps", "images", "exact", "ELBO", "IWAE", "bits/dim",
+          "ELBO*", "AIS*", "BDMC gap*", "bits/dim*"]
 
 
-def summary(folder):
-    """What the table says of one run, and enough beside it to make the card again."""
-    run = Run.open(folder)
-    card = json.loads((run / "density.json").read_text())
-    (elbo, importance), few = (find(card["bounds"], name) for name in ("ELBO,", "IWAE")), card["annealed"]
-    return {"data": Path(run.config.data).name, "sigma": named_sigma(card), "updates": card["update"],
-            **{name: card[name] for name in ("seed", "importance", "ais_chains", "ais_steps")},
-            "train_sha256": card["train"]["sha256"], "test_sha256": card["test"]["sha256"],
-            "uniform density": card["bounds"]["uniform density"],
-            "full Gaussian": card["bounds"]["full Gaussian of the training pixels"],
-            "elbo": elbo, "iwae": importance, "ais": few["log-likelihood by AIS"], "same_elbo": find(few, "ELBO,"),
-            "gap": card["simulated"]["gap"], "refitted_sigma": card.get("refitted_sigma")}
+def summary(data, card):
+    """What the table says of one run's card, and enough beside it to make the card again."""
+    return {
+        "data": data, "sigma": named_sigma(card), **{name: card[name] for name in SETTINGS},
+        "train_sha256": card["train"]["sha256"], "test_sha256": card["test"]["sha256"],
+        "bounds": card["bounds"]["rows"], "annealed": card["annealed"]["rows"],
+        "BDMC_gap": card["simulated"]["figures"]["BDMC_gap"],
+    }
 
 
-def find(rows, start):
-    return next(row for name, row in rows.items() if name.startswith(start) and "dequantized" not in name)
-
-
-def rows(results):
-    lines, known = [], set()
+def lines(results):
+    """The table's lines: those of a data set's baselines above those of its first run."""
+    found = []
+    known = set()
     for r in results:
-        if r["data"] not in known:
-            known.add(r["data"])
-            lines += [line(r, name, "", {"exact": nats(r[name]), "bits/dim": bits(r[name])})
-                      for name in ("uniform density", "full Gaussian")]
-        lines.append(line(r, f"VAE, sigma {r['sigma']}", r["updates"], {
-            "images": f"{r['elbo']['images']}, {r['ais']['images']}*", "ELBO": nats(r["elbo"]), "IWAE": nats(r["iwae"]),
-            "bits/dim": f"≤ {bits(r['elbo'])}", "ELBO*": nats(r["same_elbo"]), "AIS*": nats(r["ais"]),
-            "BDMC gap*": f"{r['gap']:z.2f}", "bits/dim*": f"≤ {bits(r['ais'])}"}))
-        if refitted := r["refitted_sigma"]:
-            lines.append(line(r, f"the same with sigma {refitted['sigma']:.3f}", r["updates"], {
-                "images": str(r["elbo"]["images"]), "ELBO": f"{refitted['elbo']:.1f}",
-                "bits/dim": f"≤ {bits(refitted)}"}))
-    return lines
+        bounds = r["bounds"]
+        few = r["annealed"]
+        for name in ("uniform", "gaussian"):
+            if r["data"] not in known and name in bounds:
+                row = bounds[name]
+                found.append(line(r["data"], row["label"], {"exact": nats(row), "bits/dim": bits(row)}))
+        known.add(r["data"])
+        found.append(line(r["data"], f"VAE, sigma {r['sigma']}", {
+            "steps": str(r["step"]),
+            "images": f"{bounds['elbo']['images']}, {few['elbo']['images']}*",
+            "ELBO": nats(bounds["elbo"]), "IWAE": nats(bounds["iwae"]),
+            "bits/dim": f"≤ {bits(bounds['elbo'])}",
+            "ELBO*": nats(few["elbo"]), "AIS*": nats(few["ais"]),
+            "BDMC gap*": f"{r['BDMC_gap']:z.2f}", "bits/dim*": f"≤ {bits(few['ais'])}"}))
+        if "elbo_refitted" in bounds:
+            row = bounds["elbo_refitted"]
+            found.append(line(r["data"], row["label"], {
+                "steps": str(r["step"]), "images": str(row["images"]), "ELBO": nats(row),
+                "bits/dim": f"≤ {bits(row)}"}))
+    return found
 
 
-def line(result, density, updates, cells):
-    return [result["data"], density, str(updates)] + [cells.get(name, "") for name in HEADER[3:]]
+def line(data, density, cells):
+    return [data, density] + [cells.get(name, "") for name in HEADER[2:]]
 
 
 def settings(results):
@@ -68,7 +70,7 @@ def settings(results):
 
 
 def nats(row):
-    error = round(row["standard_error"] or 0, 1)  # none of one image; 0 of a constant
+    error = round(row["standard_error"] or 0, 1)  # none is known of one image; 0 of a constant
     return f"{row['nats_per_image']:.1f}" + (f" ± {error}" if error else "")
 
 
@@ -77,10 +79,14 @@ def bits(row):
 
 
 def main(folders):
-    results = [summary(folder) for folder in folders]
+    results = []
+    for folder in folders:
+        run = Run.open(folder)
+        card = json.loads((run / "density.json").read_text())
+        results.append(summary(Path(run.config.data).name, card))
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write_between("density", f"{table(HEADER, rows(results))}\n\n{settings(results)}")
+    write_between("density", f"{table(HEADER, lines(results))}\n\n{settings(results)}")
 
 
 if __name__ == "__main__":

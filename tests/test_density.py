@@ -3,20 +3,24 @@
 import contextlib
 import io
 import json
+import re
+import sys
+from types import SimpleNamespace
 
+import density
 import numpy as np
 import pytest
-from scipy import integrate, stats
+import readme
+from scipy import integrate, special, stats
 
-from minivae.density import baselines, card, estimates
+from minivae.density import baselines, card, estimates, report
 from minivae.density.estimates import Model, Noise
 from minivae.errors import UserError
 from minivae.images import data
 from minivae.images.data import Dataset, Split
 from minivae.ops import cuda_ops, numpy_ops
 from minivae.training.evaluation import Evaluation
-from minivae.training.runs import Config, Run
-from minivae.training.trainer import Trainer
+from minivae.training.runs import Run
 from minivae.vae import VAE, Widths
 
 SMALL = Widths((4, 5, 6), 9, (6, 5, 4))
@@ -71,17 +75,18 @@ def cubature(latent, n):
 def test_three_forms_of_the_bound(linear):
     """E ln p(x,z)/q = E ln p(x|z) - KL(q || p(z)) = ln p(x) - KL(q || p(z|x)), with no sampling error at all."""
     model, x, mean, var = linear
-    log_likelihood, kl, log_w = estimates.elbo(model, x, mean, var, cubature(3, 6))
+    log_likelihood, bound = estimates.elbo(model, x, mean, var, cubature(3, 6))
+    kl = estimates.kl_per_latent(mean, var).sum(1)
     exact = [kl_normal(m, np.diag(v), c, model.covariance)
              for m, v, c in zip(mean, var, model.posterior(x), strict=True)]
-    np.testing.assert_allclose(log_likelihood - kl, log_w.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(log_likelihood - kl, bound, rtol=1e-10)
     np.testing.assert_allclose(log_likelihood - kl, model.log_p(x) - exact, rtol=1e-10)
     assert min(exact) > 0.1
 
 
 def test_importance_bound_rises_to_the_truth(linear):
     model, x, mean, var = linear
-    log_w = estimates.importance(model, x, mean, 2 * var, 8000, Noise(0, 1), "IWAE")  # wide enough: bounded weights
+    log_w = estimates.importance(model, x, mean, 2 * var, 8000, Noise(0, 1))  # wide enough: bounded weights
     bounds = [estimates.log_mean_exp(log_w.reshape(k, -1)).mean() for k in (1, 20, 1000)]
     truth = model.log_p(x)
     assert bounds[0] < bounds[1] - 0.1 and bounds[1] < bounds[2] < truth.mean() + 0.005
@@ -94,7 +99,7 @@ def test_the_true_posterior_needs_one_sample(rng):
     model = LinearGaussian(rng, latent=1)
     x = model.simulate(rng.standard_normal((4, 1)), Noise(3, 9))
     var = np.full((4, 1), model.covariance[0, 0])
-    log_w = estimates.importance(model, x, model.posterior(x), var, 5, Noise(0, 1), "")
+    log_w = estimates.importance(model, x, model.posterior(x), var, 5, Noise(0, 1))
     np.testing.assert_allclose(log_w, np.tile(model.log_p(x), (5, 1)), rtol=1e-12)
     np.testing.assert_allclose(estimates.effective_samples(log_w), 5)
 
@@ -107,7 +112,7 @@ def test_weights_far_apart_stay_finite():
 def test_naive_monte_carlo_is_far_below(rng):
     model = LinearGaussian(rng, size=40, latent=6, sigma=0.1)
     x = model.simulate(rng.standard_normal((6, 6)), Noise(3, 9))
-    log_w = estimates.importance(model, x, np.zeros((6, 6)), np.ones((6, 6)), 1000, Noise(0, 1), "")
+    log_w = estimates.importance(model, x, np.zeros((6, 6)), np.ones((6, 6)), 1000, Noise(0, 1))
     assert (estimates.log_mean_exp(log_w) < model.log_p(x) - 20).all()
     assert (estimates.effective_samples(log_w) < 5).all()
 
@@ -256,9 +261,11 @@ def test_latent_summaries(rng):
     mean = (mean - mean.mean(0)) / mean.std(0) * [0.7**0.5, 0.01]  # these moments to the last digit
     var = np.tile([0.3, 1.0], (800, 1))
     assert estimates.active_units(mean).tolist() == [True, False]
-    lower, upper = estimates.aggregate_kl(mean, var, Noise(0, 6))
+    assert estimates.active_units(np.array([[1.0, 1], [-1, -1]]) * np.sqrt([0.0101, 0.0099])).tolist() == [True, False]
+    lower, upper, error = estimates.aggregate_kl(mean, var, Noise(0, 6))
     np.testing.assert_allclose([lower, upper], 0, atol=0.03)
-    shifted = estimates.aggregate_kl(mean + [2, 0], var, Noise(0, 6))
+    assert abs(upper) < 3 * error < 0.1
+    shifted = estimates.aggregate_kl(mean + [2, 0], var, Noise(0, 6))[:2]
     np.testing.assert_allclose(shifted, 2, atol=0.1)  # |shift|^2 / 2
     kl = estimates.kl_per_latent(np.array([[1.0, 0]]), np.array([[1.0, 4]]))
     np.testing.assert_allclose(kl, [[0.5, (4 - 1 - np.log(4)) / 2]])
@@ -301,14 +308,14 @@ def test_estimated_density_integrates_to_one(rng):
     model = LinearGaussian(rng, size=1, latent=2)
     grid = np.linspace(-12, 12, 401)[:, None]
     mean, var = model.posterior(grid), np.tile(2 * np.diag(model.covariance), (401, 1))
-    log_w = estimates.importance(model, grid, mean, var, 400, Noise(0, 1), "")
+    log_w = estimates.importance(model, grid, mean, var, 400, Noise(0, 1))
     assert integrate.trapezoid(np.exp(estimates.log_mean_exp(log_w)), grid[:, 0]) == pytest.approx(1, abs=0.01)
 
 
 # The VAE as the estimators see it
 
 
-def small_vae(ops, rng, sigma="0.4"):
+def small_vae(ops, rng, sigma=0.4):
     vae = VAE((8, 8, 3), 3, ops, np.float64, widths=SMALL, sigma=sigma)
     x, eps = rng.uniform(-1, 1, (7, 8, 8, 3)), rng.standard_normal((7, 3))
     for p in vae.params.trained:
@@ -319,7 +326,7 @@ def small_vae(ops, rng, sigma="0.4"):
     return vae, x
 
 
-@pytest.mark.parametrize("sigma", ["0.4", "optimal", "learned", "pixel"])
+@pytest.mark.parametrize("sigma", [0.4, "optimal", "learned", "pixel"])
 def test_model_is_the_density_and_gradient_of_the_decoder(ops, rng, check, sigma):
     vae, x = small_vae(ops, rng, sigma)
     model, z, weight = Model(vae, 4), rng.standard_normal((2, 7, 3)), rng.standard_normal((2, 7))
@@ -331,7 +338,7 @@ def test_model_is_the_density_and_gradient_of_the_decoder(ops, rng, check, sigma
     check(lambda: np.vdot(model.log_likelihood(x, z), weight), {"z": (z, gradient * weight[..., None])})
 
 
-@pytest.mark.parametrize("sigma", ["0.4", "optimal", "learned", "pixel"])
+@pytest.mark.parametrize("sigma", [0.4, "optimal", "learned", "pixel"])
 def test_decoder_density_integrates_to_one(ops, rng, sigma):
     """Along one value of the image, the others at x_hat, where each contributes its density's peak."""
     vae, _ = small_vae(ops, rng, sigma)
@@ -350,11 +357,11 @@ def all_estimates(vae, x, eps, batch):
     """Everything that runs the VAE, with an image's noise tied to the image."""
     model = Model(vae, batch)
     mean, var = model.posterior(x)
-    likelihood, kl, log_w = estimates.elbo(model, x, mean, var, eps)
-    return mean, var, likelihood, kl, log_w.T, model.log_likelihood(x, eps, gradient=True)[1].swapaxes(0, 1)
+    _, gradient = model.log_likelihood(x, eps, gradient=True)
+    return mean, var, *estimates.elbo(model, x, mean, var, eps), gradient.swapaxes(0, 1)
 
 
-@pytest.mark.parametrize("sigma", ["1", "optimal"])
+@pytest.mark.parametrize("sigma", [1.0, "optimal"])
 def test_neither_batch_size_nor_order_matters(ops, rng, sigma):
     """With batch norm in train mode, or sigma from the batch, both would."""
     vae, x = small_vae(ops, rng, sigma)
@@ -383,11 +390,11 @@ def test_ais_sandwich_of_a_vae(ops, rng, monkeypatch):
     q = estimates.fit_posterior(model, x, *model.posterior(x), Noise(0, 8))
     found = estimates.anneal(model, x, *q, 16, 20, Noise(0, 9), z)
     lower, upper = estimates.log_mean_exp(found["log_w"]), -estimates.log_mean_exp(found["reverse_log_w"])
-    naive = estimates.log_mean_exp(estimates.importance(model, x, 0 * z, 1 + 0 * z, 6000, Noise(0, 10), ""))
-    log_w = estimates.elbo(model, x, *q, rng.standard_normal((100, 4, 3)))[2]
+    naive = estimates.log_mean_exp(estimates.importance(model, x, 0 * z, 1 + 0 * z, 6000, Noise(0, 10)))
+    _, bound = estimates.elbo(model, x, *q, rng.standard_normal((100, 4, 3)))
     np.testing.assert_allclose(lower, naive, atol=0.2)  # three latents and a wide sigma: here naive sampling arrives
     np.testing.assert_allclose(upper, naive, atol=0.2)
-    assert log_w.mean() < lower.mean() - 0.05
+    assert bound.mean() < lower.mean() - 0.05
 
 
 def test_simulated_images_have_the_decoders_moments(ops, rng):
@@ -408,7 +415,15 @@ def test_noise_is_reproducible_and_never_repeats():
     assert not np.intersect1d(a, b).size and not np.intersect1d(a, other.normal((5, 3))).size
 
 
-@pytest.mark.parametrize("sigma", ["0.4", "pixel"])
+def test_dequantized_pixels_fill_their_grey_levels(rng):
+    images = rng.integers(0, 256, (40, 8, 8, 3), np.uint8)
+    offset = (estimates.scaled(images, Noise(0, 13)) + 1) * 127.5 - images
+    assert -0.5 < offset.min() < -0.499 and 0.499 < offset.max() < 0.5
+    assert offset.mean() == pytest.approx(0, abs=4 * (1 / 12 / offset.size) ** 0.5)
+    assert offset.var() == pytest.approx(1 / 12, rel=0.03)
+
+
+@pytest.mark.parametrize("sigma", [0.4, "pixel"])
 def test_the_model_on_the_gpu(cuda, rng, sigma):
     """The kernels give the estimators what the NumPy operations do."""
     x, z = rng.uniform(-1, 1, (5, 8, 8, 3)), rng.standard_normal((2, 5, 3))
@@ -423,20 +438,20 @@ def test_the_model_on_the_gpu(cuda, rng, sigma):
 
 # The card
 
+SETTINGS = {"images": 9, "importance": 20, "ais_images": 3, "ais_chains": 3, "ais_steps": 4, "seed": 0}
 
-def make_run(folder, ops, rng, sigma=1.0):
-    """An untrained run on 60 images of noise, its test statistics moved by a few batches."""
+
+def make_run(folder, ops, sigma=1.0):
+    """(run, vae, data set) of an untrained model and 60 images of noise; its test statistics have moved."""
+    rng = np.random.default_rng(7)
     images = [rng.integers(0, 256, (n, 8, 8, 1), np.uint8) for n in (60, 12)]
     dataset = Dataset("noise", *(Split(im, None, f"sha-{len(im)}") for im in images), [])
-    config = Config(data="noise", steps=1, batch_size=16, latent=2, lr=1e-3, seed=0, kl="sample", log_every=10,
-                    eval_every=10, checkpoint_every=10, shape=(8, 8, 1), train_sha256="", test_sha256="", sigma=sigma)
-    trainer = Trainer(config, dataset.train.images, ops, widths=SMALL)
+    vae = VAE((8, 8, 1), 2, ops, widths=SMALL, sigma=sigma)
     for _ in range(20):
-        trainer.step()
-    return Run(folder, config), trainer, dataset
-
-
-SETTINGS = {"images": 9, "importance": 20, "ais_images": 3, "ais_chains": 3, "ais_steps": 4, "seed": 0}
+        x = estimates.scaled(images[0][rng.permutation(60)[:16]]).astype(np.float32)
+        vae.forward(x, rng.standard_normal((16, 2)).astype(np.float32))
+    folder.mkdir(exist_ok=True)
+    return Run(folder, SimpleNamespace(seed=5)), vae, dataset
 
 
 @pytest.fixture
@@ -452,100 +467,311 @@ def be_quick(patch):
 
 @pytest.fixture(scope="module")
 def carded(ops, tmp_path_factory):
-    """(trainer, data set, card, what it printed, its directory) at sigma 1."""
+    """(vae, data set, card, what it printed, its directory) at sigma 1, of step 17."""
     folder, printed = tmp_path_factory.mktemp("card"), io.StringIO()
-    run, trainer, dataset = make_run(folder, ops, np.random.default_rng(7))
+    run, vae, dataset = make_run(folder, ops)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         be_quick(patch)
-        found = card.evaluate(run, trainer.vae, dataset, trainer.step_count, **SETTINGS)
-    return trainer, dataset, found, printed.getvalue(), folder
+        found = card.evaluate(run, vae, dataset, 17, **SETTINGS)
+    return vae, dataset, found, printed.getvalue(), folder
+
+
+def nats(found, part):
+    return {name: row["nats_per_image"] for name, row in found[part]["rows"].items()}
 
 
 def test_card(carded):
-    trainer, dataset, found, printed, folder = carded
+    vae, dataset, found, printed, folder = carded
     assert json.loads((folder / "density.json").read_text()) == found
     assert (folder / "density.png").stat().st_size > 10000
-    rec, kl = Evaluation(trainer.vae, data.test_subset(dataset.test.images), 0).losses()
-    assert found["reference_protocol"]["loss"] == pytest.approx(rec + kl)
-    nats = {name: row["nats_per_image"] for name, row in (found["bounds"] | found["annealed"]).items()}
-    assert nats["log-likelihood by AIS"] == pytest.approx(nats["ELBO, 10 draws"] + found["gap"]["total"])
-    assert found["gap"]["total"] == pytest.approx(found["gap"]["approximation"] + found["gap"]["amortization"])
-    assert found["bounds"]["uniform density"]["bits_per_dim"] == pytest.approx(8)
-    assert found["test"]["sha256"] == "sha-12"
-    assert abs(found["simulated"]["gap"]) < 3
-    assert [line for line in printed.splitlines() if "log-likelihood" in line and "ELBO," in line] == []
-    assert f"{nats['log-likelihood by AIS']:.2f}" in printed
-    assert found["refitted_sigma"]["gain"] > 0 and found["refitted_sigma"]["sigma"] < 1
+    rec, kl = Evaluation(vae, data.test_subset(dataset.test.images), 5).losses()  # with the run's own seed
+    assert found["reference_protocol"] == {"images": 12, "rows": {},
+                                           "figures": {"loss": rec + kl, "rec": rec, "KL": kl}}
+    assert (found["step"], found["test"]["sha256"], found["left_out"]) == (17, "sha-12", 0)
+    annealed, figures = nats(found, "annealed"), found["annealed"]["figures"]
+    assert figures["gap"] == pytest.approx(annealed["ais"] - annealed["elbo"])
+    assert figures["gap"] == pytest.approx(figures["approximation_gap"] + figures["amortization_gap"])
+    assert figures["approximation_gap"] == pytest.approx(annealed["ais"] - annealed["elbo_fitted"])
+    simulated = nats(found, "simulated")
+    assert found["simulated"]["figures"]["BDMC_gap"] == pytest.approx(simulated["reverse_ais"] - simulated["ais"])
+    assert abs(found["simulated"]["figures"]["BDMC_gap"]) < 3
+    assert f"{annealed['ais']:.2f}" in printed and "step 17, sigma 1," in printed
 
 
 def test_every_row_says_what_it_is(carded):
     """Only a model's exact density is called exact, and "log-likelihood" names AIS's rows alone."""
-    _, _, found, _, _ = carded
-    for name, row in (found["bounds"] | found["annealed"]).items():
-        exact = name.startswith(("uniform", "full Gaussian"))
-        assert row["kind"] == ("exact" if exact else "lower bound" if "ELBO" in name else "lower bound on average")
-        assert ("log-likelihood" in name) == ("AIS" in name)
-    assert found["simulated"]["upper"]["kind"] == "upper bound on average"
+    _, _, found, printed, _ = carded
+    rows = {(part, name): row for part in ("bounds", "annealed", "simulated")
+            for name, row in found[part]["rows"].items()}
+    for (part, name), row in rows.items():
+        exact = name.startswith(("uniform", "gaussian"))
+        kind = "exact" if exact else "lower bound" if "elbo" in name else "lower bound on average"
+        assert row["kind"] == ("upper bound on average" if name == "reverse_ais" else kind)
+        assert ("log-likelihood" in row["label"]) == ("AIS" in row["label"])
+        assert row["images"] == (9 if part == "bounds" else 3)
+        assert row["label"] in printed
+    assert {name for _, name in rows} == set(card.ROWS)
+    assert rows["bounds", "iwae"]["label"] == "IWAE-20"
+    assert rows["annealed", "naive"]["label"] == "naive Monte Carlo, 100 draws"
 
 
-def test_card_of_a_learned_sigma_is_the_same_again(ops, rng, quick, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def parts(carded):
+    """(model, x, mean, var) of the images that the card's bounds are of, with a batch of its own."""
+    vae, dataset, *_ = carded
+    model = Model(vae, 4)
+    x = model.device(estimates.scaled(data.test_subset(dataset.test.images)[:9]))
+    return model, x, *model.posterior(x)
+
+
+def log_weights(model, x, mean, var, eps):
+    """ln p(x, z)/q(z), written with scipy's normal density."""
+    z = mean + np.sqrt(var) * eps
+    ratio = stats.norm.logpdf(z) - stats.norm.logpdf(z, mean, np.sqrt(var))
+    return model.log_likelihood(x, z) + ratio.sum(-1)
+
+
+def test_bounds_are_what_their_rows_say(carded, parts):
+    """Every row and figure again, from the same noise."""
+    _, dataset, found, _, _ = carded
+    model, x, mean, var = parts
+    noise = Noise(0, 0)
+    eps = noise.normal((card.DRAWS, 9, 2))
+    log_w = log_weights(model, x, mean, var, np.concatenate([noise.normal((10, 9, 2)) for _ in range(2)]))
+    levels = data.test_subset(dataset.test.images)[:9] + noise.uniform((9, 8, 8, 1)) - 0.5
+    y = levels / 127.5 - 1
+    gaussian = baselines.FullGaussian(dataset.train.images)
+    scipys = stats.multivariate_normal(gaussian.mean, gaussian.root @ gaussian.root.T)
+    expected = {
+        "uniform": -64 * np.log(256 / 127.5),
+        "gaussian": scipys.logpdf(x.reshape(9, -1)).mean(),
+        "gaussian_dequantized": scipys.logpdf(y.reshape(9, -1)).mean(),
+        "elbo": log_weights(model, x, mean, var, eps).mean(),
+        "elbo_dequantized": log_weights(model, model.device(y), *model.posterior(model.device(y)), eps).mean(),
+        "iwae": special.logsumexp(log_w - np.log(20), 0).mean()}
+    for name, value in expected.items():
+        assert found["bounds"]["rows"][name]["nats_per_image"] == pytest.approx(value, rel=2e-6), name
+    assert expected["elbo_dequantized"] != pytest.approx(expected["elbo"], rel=1e-5)  # or the rows would tell nothing
+    figures = found["bounds"]["figures"]
+    assert figures["KL"] == pytest.approx((mean**2 + var - 1 - np.log(var)).sum(1).mean() / 2)
+    assert figures["expected_log_likelihood"] - figures["KL"] == pytest.approx(expected["elbo"], rel=2e-6)
+    w = np.exp(log_w - log_w.max(0))
+    assert figures["effective_importance_samples"] == pytest.approx((w.sum(0) ** 2 / (w**2).sum(0)).mean(), rel=1e-3)
+
+
+def test_annealed_rows_are_what_they_say(carded, parts, quick):
+    """On the first three images: naive draws from the prior, the fitted q's bound from the fitted q."""
+    found = carded[2]
+    model, x, mean, var = (parts[0], *(part[:3] for part in parts[1:]))
+    noise = Noise(0, 3)
+    sizes = [15, 15, 14, 14, 14, 14, 14]
+    naive = log_weights(model, x, 0 * mean, 0 * var + 1, np.concatenate([noise.normal((k, 3, 2)) for k in sizes]))
+    log_w = log_weights(model, x, mean, var, np.concatenate([noise.normal((10, 3, 2)) for _ in range(2)]))
+    eps = noise.normal((card.DRAWS, 3, 2))
+    q = estimates.fit_posterior(model, x, mean, var, noise)
+    annealed = estimates.anneal(model, x, *q, 3, 4, noise)["log_w"]
+    expected = {
+        "naive": special.logsumexp(naive - np.log(100), 0), "iwae": special.logsumexp(log_w - np.log(20), 0),
+        "elbo": log_weights(model, x, mean, var, eps).mean(0), "elbo_fitted": log_weights(model, x, *q, eps).mean(0),
+        "ais": special.logsumexp(annealed - np.log(3), 0)}
+    for name, values in expected.items():
+        assert found["annealed"]["rows"][name]["nats_per_image"] == pytest.approx(values.mean(), rel=1e-6), name
+    np.testing.assert_allclose(found["annealed"]["elbo_each"], expected["elbo"], rtol=1e-6)
+    np.testing.assert_allclose(found["annealed"]["ais_each"], expected["ais"], rtol=1e-6)
+    effective = found["annealed"]["figures"]["effective_naive_samples"]
+    assert effective == pytest.approx(estimates.effective_samples(naive).mean(), rel=1e-3)
+
+
+def test_simulated_rows_are_what_they_say(carded, parts, quick):
+    """AIS from both ends of images drawn from the model; and what the figures say of its chains."""
+    found = carded[2]["simulated"]
+    model = parts[0]
+    noise = Noise(0, 4)
+    z = noise.normal((3, 2))
+    x = model.simulate(z, noise)
+    q = estimates.fit_posterior(model, x, *model.posterior(x), noise)
+    annealed = estimates.anneal(model, x, *q, 3, 4, noise, z)
+    lower = special.logsumexp(annealed["log_w"] - np.log(3), 0)
+    upper = -special.logsumexp(annealed["reverse_log_w"] - np.log(3), 0)
+    assert found["rows"]["ais"]["nats_per_image"] == pytest.approx(lower.mean(), rel=1e-6)
+    assert found["rows"]["reverse_ais"]["nats_per_image"] == pytest.approx(upper.mean(), rel=1e-6)
+    effective = estimates.effective_samples(annealed["log_w"]).mean()
+    expected = {"BDMC_gap": (upper - lower).mean(), "largest_BDMC_gap": (upper - lower).max(),
+                "effective_AIS_chains": effective, "AIS_acceptance": annealed["acceptance"].mean()}
+    assert found["figures"] == pytest.approx(expected, abs=1e-4)
+    assert effective < 2.999
+
+
+def test_sigma_is_refitted_on_training_images(carded):
+    """It is the root of the mean squared error of reconstructions from draws of q."""
+    vae, dataset, found, _, _ = carded
+    model = Model(vae, 4)
+    x = model.device(estimates.scaled(dataset.train.images[:9]))
+    mean, var = model.posterior(x)
+    z = mean + np.sqrt(var) * Noise(0, 1).normal((2, 9, 2))
+    x_hat = np.stack([vae.decode(model.device(codes)).copy() for codes in z])
+    assert found["refitted_sigma"] == pytest.approx(((x - x_hat) ** 2).mean() ** 0.5, rel=1e-5)
+
+
+def test_the_refitted_row_is_the_elbo_of_a_model_with_that_sigma(carded, parts):
+    """But for the noise of the estimate at the old sigma, which is scaled as squared errors are."""
+    vae, _, found, _, _ = carded
+    model, x, mean, var = parts
+    eps = Noise(0, 0).normal((card.DRAWS, 9, 2))
+    kept = vae.likelihood.log_sigma.value.copy()
+    old, _ = estimates.elbo(model, x, mean, var, eps)
+    vae.likelihood.log_sigma.value[...] = np.log(found["refitted_sigma"])
+    new, _ = estimates.elbo(model, x, mean, var, eps)
+    vae.likelihood.log_sigma.value[...] = kept
+    figures = found["bounds"]["figures"]
+    noise = (figures["expected_log_likelihood"] - old.mean()) / found["refitted_sigma"] ** 2
+    row = found["bounds"]["rows"]["elbo_refitted"]
+    assert row["nats_per_image"] == pytest.approx(new.mean() + noise - figures["KL"], abs=0.01)
+    assert row["nats_per_image"] > found["bounds"]["rows"]["elbo"]["nats_per_image"]
+    assert row["label"] == f"ELBO, sigma refitted: {found['refitted_sigma']:.4f}"
+
+
+def test_each_use_of_noise_has_a_part_of_its_own(ops, quick, tmp_path, monkeypatch):
+    parts = []
+    monkeypatch.setattr(card, "Noise", lambda seed, part: parts.append((seed, part)) or Noise(seed, part))
+    run, vae, dataset = make_run(tmp_path, ops)
+    card.evaluate(run, vae, dataset, 0, **SETTINGS | {"seed": 3})
+    assert sorted(parts) == [(3, part) for part in range(5)]
+
+
+def test_card_of_a_learned_sigma_is_the_same_again(ops, quick, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(card, "draw", lambda path, card: None)
-    run, trainer, dataset = make_run(tmp_path, ops, rng, "learned")
-    found = card.evaluate(run, trainer.vae, dataset, trainer.step_count, **SETTINGS)
-    assert card.evaluate(run, trainer.vae, dataset, trainer.step_count, **SETTINGS) == found
-    value = np.exp(trainer.vae.likelihood.log_sigma.value[0])
-    assert found["sigma_value"] == pytest.approx(value) and f"sigma learned ({value:.4f})" in capsys.readouterr().out
-    assert "refitted_sigma" not in found
+    run, vae, dataset = make_run(tmp_path, ops, "learned")
+    vae.likelihood.log_sigma.value[...] = -1.5
+    found = card.evaluate(run, vae, dataset, 0, **SETTINGS)
+    assert card.evaluate(run, vae, dataset, 0, **SETTINGS) == found
+    assert found["sigma_value"] == pytest.approx(np.exp(-1.5))
+    assert "sigma learned (0.2231)" in capsys.readouterr().out
+    assert "refitted_sigma" not in found and "elbo_refitted" not in found["bounds"]["rows"]
 
 
-def test_card_of_one_image(ops, rng, quick, tmp_path, capsys):
-    """The least that can be asked for; one image has no standard error."""
-    run, trainer, dataset = make_run(tmp_path, ops, rng, "pixel")
-    card.evaluate(run, trainer.vae, dataset, trainer.step_count, 1, 1, 1, 1, 1, 0)
+@pytest.mark.parametrize("sigma, stages", [(0.4, 17), ("pixel", 16)])
+def test_the_stages_are_counted(ops, quick, tmp_path, capsys, sigma, stages):
+    run, vae, dataset = make_run(tmp_path, ops, sigma)
+    card.evaluate(run, vae, dataset, 0, **SETTINGS)
+    found = re.findall(r"^ +[0-9.]+ s  stage (\d+) of (\d+): .+", capsys.readouterr().out, re.MULTILINE)
+    assert found == [(str(number), str(stages)) for number in range(1, stages + 1)]
+
+
+def test_progress_is_a_bar_on_a_terminal_alone(capsys, monkeypatch):
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        assert list(report.Stages(3)("ELBO")(range(2))) == [0, 1]
+        assert ("ELBO: " in capsys.readouterr().err) == terminal
+
+
+def test_card_of_one_image(ops, quick, tmp_path, capsys):
+    """The least that can be asked for: no standard error, no verdict on the latents, nothing that is not a number."""
+    run, vae, dataset = make_run(tmp_path, ops, "pixel")
+    card.evaluate(run, vae, dataset, 0, images=1, importance=1, ais_images=1, ais_chains=1, ais_steps=1, seed=0)
     found = json.loads((tmp_path / "density.json").read_text(), parse_constant=pytest.fail)  # no NaN
-    assert found["bounds"]["IWAE-1"]["standard_error"] is None and found["sigma_value"] is None
-    assert "nan" not in capsys.readouterr().out
+    assert found["bounds"]["rows"]["iwae"]["standard_error"] is None and found["sigma_value"] is None
+    assert len(found["latents"]["kl"]) == 2 and not found["latents"]["figures"] and "active" not in found["latents"]
+    assert found["notes"] == ["one image cannot tell which latents are active, nor KL(q(z) || p(z))"]
+    printed = capsys.readouterr().out
+    assert found["notes"][0] in printed and "nan" not in printed and "collapsed" not in printed
 
 
 def test_standard_error_over_images(rng):
     values = rng.standard_normal(50)
-    row = card.estimate(values, 12, "exact")
+    row = card.section({"dimensions": 12}, {"uniform": values}, {})["rows"]["uniform"]
     assert row["standard_error"] == pytest.approx(stats.sem(values)) and row["images"] == 50
     assert row["nats_per_image"] == pytest.approx(values.mean())
 
 
-def test_refitted_sigma_is_the_elbo_of_a_model_with_it(carded):
-    trainer, dataset, found, _, _ = carded
-    kept = trainer.vae.likelihood.log_sigma.value.copy()
-    trainer.vae.likelihood.log_sigma.value[...] = np.log(found["refitted_sigma"]["sigma"])
-    model, x = Model(trainer.vae, 4), estimates.scaled(data.test_subset(dataset.test.images)[:9])
-    mean, var = model.posterior(model.device(x))
-    eps = Noise(0, 0).normal((card.DRAWS, 9, 2))
-    likelihood, kl, _ = estimates.elbo(model, model.device(x), mean, var, eps)
-    trainer.vae.likelihood.log_sigma.value[...] = kept
-    assert found["refitted_sigma"]["elbo"] == pytest.approx((likelihood - kl).mean(), abs=1.5)
+def test_a_covariance_too_large_for_memory_is_left_out(ops, quick, tmp_path, capsys, monkeypatch):
+    """A quarter of the memory is the limit: 64 x 64 values of 8 bytes."""
+    run, vae, dataset = make_run(tmp_path, ops)
+    monkeypatch.setattr(baselines, "memory", lambda: 4 * 64 * 64 * 8)
+    assert "gaussian" in card.evaluate(run, vae, dataset, 0, **SETTINGS)["bounds"]["rows"]
+    monkeypatch.setattr(baselines, "memory", lambda: 4 * 64 * 64 * 8 - 1)
+    found = card.evaluate(run, vae, dataset, 0, **SETTINGS)
+    assert list(found["bounds"]["rows"]) == ["uniform", "elbo", "iwae", "elbo_dequantized", "elbo_refitted"]
+    assert found["notes"][0].startswith("the full Gaussian is left out: its covariance of 64 x 64 values")
+    assert found["notes"][0] in capsys.readouterr().out
 
 
-def test_overlap_is_refused(ops, rng, tmp_path):
-    run, trainer, dataset = make_run(tmp_path, ops, rng)
-    dataset.train.images[59] = dataset.test.images[11]
-    with pytest.raises(UserError, match="1 of 12 test images occur in the training set, image 11 first"):
-        card.evaluate(run, trainer.vae, dataset, trainer.step_count, **SETTINGS)
+def test_images_that_were_trained_on_are_left_out(ops, quick, tmp_path, capsys):
+    run, vae, dataset = make_run(tmp_path, ops)
+    subset = data.test_subset(dataset.test.images).copy()
+    dataset.train.images[[7, 59]] = subset[[0, 4]]
+    found = card.evaluate(run, vae, dataset, 0, **SETTINGS | {"images": 12})
+    assert found["left_out"] == 2 and "2 test images are left out" in capsys.readouterr().out
+    assert found["bounds"]["rows"]["elbo"]["images"] == found["reference_protocol"]["images"] == 10
+    x = estimates.scaled(np.delete(subset, [0, 4], 0)[:3]).astype(np.float32)
+    model = Model(vae, 3)
+    noise = Noise(0, 3)
+    for count in (15, 15, 14, 14, 14, 14, 14, 10, 10):
+        noise.normal((count, 3, 2))
+    _, elbo = estimates.elbo(model, x, *model.posterior(x), noise.normal((card.DRAWS, 3, 2)))
+    np.testing.assert_allclose(found["annealed"]["elbo_each"], elbo, rtol=1e-6)
+
+
+def test_nothing_is_said_of_images_that_were_all_trained_on(ops, tmp_path):
+    run, vae, dataset = make_run(tmp_path, ops)
+    dataset.train.images[20:32] = dataset.test.images
+    with pytest.raises(UserError, match="every test image occurs in the training set"):
+        card.evaluate(run, vae, dataset, 0, **SETTINGS)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_card_that_could_not_be_written_is_not_computed(ops, rng, quick, tmp_path, capsys):
-    run, trainer, dataset = make_run(tmp_path / "gone", ops, rng)
+def test_a_folder_that_cannot_be_written_is_refused_at_once(ops, tmp_path, monkeypatch):
+    run, vae, dataset = make_run(tmp_path / "gone", ops)
+    run.folder.rmdir()
+    monkeypatch.setattr(card, "Stages", pytest.fail)
     with pytest.raises(UserError, match="cannot write .*gone"):
-        card.evaluate(run, trainer.vae, dataset, trainer.step_count, 2, 1, 1, 1, 1, 0)
-    assert capsys.readouterr().out == ""
+        card.evaluate(run, vae, dataset, 0, **SETTINGS)
 
 
 def test_a_collapsed_posterior_is_called_so():
-    found = {}
-    card.latents(found, np.zeros((50, 3)), np.ones((50, 3)), 0)
-    assert found["warning"].startswith("the posterior has collapsed: q(z|x) ignores the image in 3 of 3")
+    found = {"seed": 0, "notes": []}
+    card.latents(found, np.zeros((50, 3)), np.ones((50, 3)))
+    assert found["notes"] == ["warning: the posterior has collapsed: q(z|x) ignores the image in 3 of 3 latents"]
     mean = np.random.default_rng(0).standard_normal((50, 3)) * [1, 1, 0]
-    card.latents(found, mean, np.full((50, 3), 0.1), 0)
-    assert found["warning"].startswith("the posterior has collapsed in part")
+    card.latents(found, mean, np.full((50, 3), 0.1))
+    assert found["notes"][1].startswith("warning: the posterior has collapsed in part: q(z|x) ignores")
     assert found["latents"]["active"] == [True, True, False]
+    card.latents(found, mean[:, :2], np.full((50, 2), 0.1))
+    assert len(found["notes"]) == 2
+
+
+def test_the_table_of_densities(carded):
+    """One line for each baseline of a data set, one for each run, one for a refitted sigma."""
+    found = carded[2]
+    bounds, few = found["bounds"]["rows"], found["annealed"]["rows"]
+    lines = density.lines([density.summary("noise", found), density.summary("noise", found | {"sigma": "pixel"})])
+    assert [line[1] for line in lines] == [
+        "uniform density", "full Gaussian of the training pixels", "VAE, sigma 1", bounds["elbo_refitted"]["label"],
+        "VAE, sigma pixel", bounds["elbo_refitted"]["label"]]
+    cells = dict(zip(density.HEADER, lines[2], strict=True))
+    assert cells["steps"] == "17" and cells["images"] == "9, 3*"
+    assert cells["ELBO"].startswith(f"{bounds['elbo']['nats_per_image']:.1f} ±")
+    assert cells["AIS*"].startswith(f"{few['ais']['nats_per_image']:.1f} ±")
+    assert cells["ELBO*"].startswith(f"{few['elbo']['nats_per_image']:.1f} ±")
+    assert cells["bits/dim*"] == f"≤ {few['ais']['bits_per_dim']:.3f}"
+    assert dict(zip(density.HEADER, lines[0], strict=True))["exact"] == f"{bounds['uniform']['nats_per_image']:.1f}"
+
+
+def test_the_readme_has_the_table_of_the_kept_results():
+    results = json.loads(density.RESULTS.read_text())
+    assert readme.table(density.HEADER, density.lines(results)) in readme.README.read_text()
+
+
+def test_the_page_has_the_settings_and_the_constants():
+    page = " ".join((readme.README.parent / "docs" / "density.md").read_text().split())
+    peak = 0.5 * np.log2(2 * np.pi)
+    for text in (f"{card.DRAWS} draws for each", f"{estimates.FIT_STEPS} steps of Adam", f"{estimates.ACCEPTANCE}",
+                 f"{estimates.LEAPFROG} leapfrog steps", f"exceeds {estimates.ACTIVE}",
+                 f"{card.GAUSSIAN_IMAGES:,} training images", f"= {3072 / 2 * np.log(2 * np.pi):.2f} nats",
+                 f"= {peak + np.log2(127.5):.2f} bits", f"= {peak + np.log2(255):.2f} bits"):
+        assert text in page, text
+    cpu, gpu = card.CPU, card.GPU
+    assert (f"{cpu['images']:,} images, IWAE-{cpu['importance']}, AIS on {cpu['ais_images']} images with "
+            f"{cpu['ais_chains']} chains of {cpu['ais_steps']} temperatures") in page
+    assert (f"IWAE-{gpu['importance']} and to {gpu['ais_images']} images, {gpu['ais_chains']} chains, "
+            f"{gpu['ais_steps']:,} temperatures") in page

@@ -75,14 +75,15 @@ def test_training_gives_the_same_bits(both, ops, monkeypatch, part):
                                   Evaluation(held.vae, both[1].test.images[:], 0).losses())
 
 
-def test_overlap_is_found_in_streamed_images(both, images, monkeypatch):
+def test_unseen_images_are_told_from_streamed_ones(both, images, monkeypatch):
     monkeypatch.setattr(stream, "CHUNK_BYTES", 7 * 192)  # chunks of 7 images, the last one shorter
     for d in both:
-        data.refuse_overlap(d)
+        assert data.unseen(d.test.images, d.train.images) == list(range(len(d.test.images)))
         for repeated in (0, 7, 99):
-            d.test.images = np.stack([images[0] ^ 1, images[repeated]])
-            with pytest.raises(UserError, match="1 of 2 test images occur.*image 1 first"):
-                data.refuse_overlap(d)
+            some = np.stack([images[0] ^ 1, images[repeated], images[1] ^ 1])
+            assert data.unseen(some, d.train.images) == [0, 2]
+        with pytest.raises(UserError, match="every test image occurs in the training set"):
+            data.unseen(images[[7, 3]], d.train.images)
 
 
 def test_a_file_that_ends_while_it_is_read(both, ops, tmp_path):

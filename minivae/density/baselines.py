@@ -1,41 +1,58 @@
-"""Densities of images that need no network, for a VAE's to be compared with. Both are exact, in nats per image."""
+"""Densities of images that need no network, to compare a VAE's with: exact, in nats per image."""
 
 import math
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 
-from minivae.density.estimates import log_normal, progress, scaled
+from minivae.density.estimates import log_normal, scaled
+from minivae.images.stream import MEMORY_FRACTION, memory
+from minivae.ops import HALF_RANGE
 
 BLOCK = 1000  # images whose products go into the covariance at once
 
 
 def uniform(size):
-    """ln p(x) of `size` values, each evenly spread over the 256 grey levels of [-1, 1]: 8 bits per dimension."""
-    return size * math.log(127.5 / 256)
+    """ln p(x) of `size` values, each evenly spread over 256 grey levels: 8 bits per dimension."""
+    return size * math.log(HALF_RANGE / 256)
+
+
+def fits_in_memory(size):
+    """Whether the covariance of `size` values takes at most a quarter of the memory."""
+    return 8 * size**2 <= MEMORY_FRACTION * memory()
 
 
 class FullGaussian:
-    """One Gaussian with a full covariance, fitted to training images (N, H, W, C) uint8; its likelihood is exact.
+    """One Gaussian with a full covariance, fitted to training images (N, H, W, C) uint8.
 
-    The covariance is S + ridge: S of nine tenths of the images (float64, on the host), and the ridge that makes the
-    last tenth likeliest, found by doubling it from a quarter of a grey level's variance until they get less likely.
+    The covariance is S + ridge I. S is that of nine tenths of the images, float64 on the host. The
+    ridge is the one under which the last tenth is likeliest: it is doubled, from a quarter of a
+    grey level's variance, until the likelihood falls.
     """
 
-    def __init__(self, images):
-        held, fitted = scaled(images[::10]), images[np.arange(len(images)) % 10 > 0]
-        total, products = 0, 0
+    def __init__(self, images, progress=iter):
+        held_out = scaled(images[::10])
+        fitted = images[np.arange(len(images)) % 10 > 0]
+        size = held_out[0].size
+        total = np.zeros(size)
+        covariance = np.zeros((size, size))
         for start in range(0, len(fitted), BLOCK):
-            x = scaled(fitted[start : start + BLOCK]).reshape(-1, held[0].size)
-            total, products = total + x.sum(0), products + x.T @ x
-        self.mean, best = total / len(fitted), -math.inf
-        s, grey = products / len(fitted) - np.outer(self.mean, self.mean), 1 / 127.5**2 / 12
-        for power in progress(range(-2, 20), "full Gaussian"):
-            root = cholesky(s + 2.0**power * grey * np.eye(len(s)), lower=True)
-            likelihood = self.log_density(held, root).mean()
+            x = scaled(fitted[start : start + BLOCK]).reshape(-1, size)
+            total += x.sum(0)
+            covariance += x.T @ x
+        self.mean = total / len(fitted)
+        covariance /= len(fitted)
+        covariance -= np.outer(self.mean, self.mean)
+        best = -math.inf
+        for power in progress(range(-2, 20)):
+            ridged = covariance.copy()
+            ridged.flat[:: size + 1] += 2.0**power / HALF_RANGE**2 / 12
+            root = cholesky(ridged.T, lower=True, overwrite_a=True)  # in LAPACK's order of rows
+            likelihood = self.log_density(held_out, root).mean()
             if likelihood < best:
                 break
-            best, self.root = likelihood, root
+            best = likelihood
+            self.root = root
 
     def log_density(self, x, root=None):
         """ln p(x) (N,) in nats, x (N, H, W, C) in [-1, 1]; the covariance is root root^T."""

@@ -1,33 +1,38 @@
-"""Estimates of ln p(x) under a trained VAE, each with its error; when each of them lies: docs/density.md.
+"""Estimates of ln p(x) under a trained VAE. When each of them lies: docs/density.md.
 
-    p(x) = E_{z ~ N(0, 1)} p(x|z)      ELBO <= IWAE-K <= ln p(x), AIS <= ln p(x) on average, reverse AIS >= ln p(x)
+    p(x) = E_{z ~ N(0, 1)} p(x|z)
+    ELBO <= IWAE-K <= ln p(x), AIS <= ln p(x) on average, reverse AIS >= ln p(x) on average
 
-Here x (N, H, W, C) are images in [-1, 1] on the model's device and z (K, N, Z) are K codes of each. Codes are few
-numbers, so all sampling is done in NumPy float64 and only encoder and decoder run on the device. Results are nats per
-image (N,), and never a loss: the constant (D/2) ln 2 pi that training drops is part of every ln p(x|z).
+x (N, H, W, C) are images in [-1, 1] on the model's device, z (K, N, Z) are K codes for each of
+them. A code is a few numbers, so all sampling is done in NumPy float64; only the encoder and the
+decoder run on the device. Results are nats per image (N,), and never a loss: the constant
+(D/2) ln 2 pi that training drops is part of every ln p(x|z).
+
+progress(iterable) is what a long loop goes through; it may show how far the loop has come.
 """
 
 import math
 
 import numpy as np
 from scipy.special import logsumexp, softmax
-from tqdm import tqdm
 
-from minivae.ops import philox
+from minivae.ops import HALF_RANGE, philox
 
 ACCEPTANCE = 0.65  # Neal, "MCMC using Hamiltonian dynamics", 2011: the best rate in high dimension
 LEAPFROG = 5  # steps of a trajectory
 BLOCK = 16  # draws of z for each image that importance sampling hands to the model at once
-SIGMOID = 4  # AIS spaces its temperatures as the logistic function on [-4, 4]: Wu et al., arXiv 1611.04273
-FIT_STEPS, FIT_RATE = 150, 0.3  # of fit_posterior
-ACTIVE = 0.01  # a latent is active if its mean's variance over images exceeds this: Burda et al., arXiv 1509.00519
+SIGMOID = 4  # temperatures are spaced as the logistic function on [-4, 4]: arXiv 1611.04273
+FIT_STEPS = 150  # of fit_posterior
+FIT_RATE = 0.3
+ACTIVE = 0.01  # variance over images above which a latent's mean is active: arXiv 1509.00519
 
 
 class Noise:
-    """Random numbers of the "density" stream, a fresh step of it for each call; one Noise for each `stage`."""
+    """Random numbers of the "density" stream, a new step for each call; `part` tells uses apart."""
 
-    def __init__(self, seed, stage):
-        self.seed, self.step = seed, stage << 32
+    def __init__(self, seed, part):
+        self.seed = seed
+        self.step = part << 32
 
     def normal(self, shape):
         return self._draw(philox.normals, shape)
@@ -38,14 +43,17 @@ class Noise:
 
     def _draw(self, draws, shape):
         self.step += 1
-        return draws(self.seed, philox.STREAMS["density"], self.step, math.prod(shape)).reshape(shape)
+        stream = philox.STREAMS["density"]
+        return draws(self.seed, stream, self.step, math.prod(shape)).reshape(shape)
 
 
 class Model:
     """A VAE in test mode, as the estimators see it: it runs `batch` images at a time."""
 
     def __init__(self, vae, batch):
-        self.vae, self.batch, self.xp = vae, batch, vae.ops.xp
+        self.vae = vae
+        self.batch = batch
+        self.xp = vae.ops.xp
 
     def device(self, array):
         """The array as the model takes it."""
@@ -53,53 +61,67 @@ class Model:
 
     def posterior(self, x):
         """mean, var (N, Z) of q(z|x)."""
-        found = []
-        for rows, count in self._pieces(len(x)):
+
+        def encode(rows):
             mean, s = self.vae.encoder.forward(x[self.xp.asarray(rows)], train=False)
             self.vae.posterior.forward(mean, s, self.xp.zeros_like(mean))
-            found.append([self._host(a, count) for a in (mean, self.vae.posterior.var)])
-        return tuple(np.concatenate(a) for a in zip(*found, strict=True))
+            return mean, self.vae.posterior.var
+
+        return self._run(encode, len(x))
 
     def log_likelihood(self, x, z, gradient=False):
-        """ln p(x|z) (K, N), and its gradient in z (K, N, Z) if asked."""
-        (k, n, latent), found = z.shape, []
-        codes, constant = z.reshape(-1, latent), x[0].size / 2 * math.log(2 * math.pi)
-        for rows, count in self._pieces(k * n):
+        """ln p(x|z) (K, N); with gradient=True also its gradient in z (K, N, Z)."""
+        k, n, latent = z.shape
+        codes = z.reshape(-1, latent)
+
+        def decode(rows):
             a = self.vae.generator.forward(self.device(codes[rows]), train=False)
             rec = self.vae.likelihood.forward(a, x[self.xp.asarray(rows % n)], train=False)
-            found.append([-self._host(rec, count) - constant])
-            if gradient:  # the backward pass is that of the mean of rec over the piece
-                dz = self.vae.generator.backward(self.vae.likelihood.backward(), want_dw=False)
-                found[-1].append(-len(rows) * self._host(dz, count))
-        values, *gradients = (np.concatenate(a) for a in zip(*found, strict=True))
-        return (values.reshape(k, n), gradients[0].reshape(z.shape)) if gradient else values.reshape(k, n)
+            if not gradient:
+                return [rec]
+            return rec, self.vae.generator.backward(self.vae.likelihood.backward(), want_dw=False)
+
+        rec, *dz = self._run(decode, k * n)
+        log_p = -rec.reshape(k, n) - x[0].size / 2 * math.log(2 * math.pi)
+        if not gradient:
+            return log_p
+        return log_p, -self._size(k * n) * dz[0].reshape(z.shape)  # dz is of the piece's mean rec
 
     def simulate(self, z, noise):
         """Images drawn from p(x|z), z (N, Z)."""
-        images, eps = [], noise.normal((len(z), *self.vae.shape))
-        for rows, count in self._pieces(len(z)):
+
+        def decode(rows):
             a = self.vae.generator.forward(self.device(z[rows]), train=False)
-            x_hat, var = self._host(self.vae.likelihood.mean(a), count), self._host(self.vae.likelihood.var(a), count)
-            images.append(x_hat + np.sqrt(var) * eps[rows[:count]])
-        return self.device(np.concatenate(images))
+            x_hat = self.vae.likelihood.mean(a)
+            return x_hat, self.xp.broadcast_to(self.vae.likelihood.var(a), x_hat.shape)
 
-    def _pieces(self, total):
-        """(row numbers, how many of them are new): pieces of one size, so the last one starts over at row 0."""
-        size = min(self.batch, total)
+        x_hat, var = self._run(decode, len(z))
+        return self.device(x_hat + np.sqrt(var) * noise.normal(x_hat.shape))
+
+    def _run(self, function, total):
+        """The arrays that function(rows) returns for pieces of range(total), joined, on the host.
+
+        All pieces are of one size: the last starts over at row 0, and what it repeats is dropped.
+        """
+        size = self._size(total)
+        found = []
         for start in range(0, total, size):
-            yield np.arange(start, start + size) % total, min(size, total - start)
+            arrays = function(np.arange(start, start + size) % total)
+            found.append([self.vae.ops.to_host(a).astype(np.float64) for a in arrays])
+        return [np.concatenate(parts)[:total] for parts in zip(*found, strict=True)]
 
-    def _host(self, array, count):
-        return self.vae.ops.to_host(array)[:count].astype(np.float64)
-
-
-def progress(iterable, stage):
-    return tqdm(iterable, desc=stage, disable=None, leave=False)
+    def _size(self, total):
+        return min(self.batch, total)
 
 
 def log_normal(z, mean, var):
     """ln N(z; mean, diag var), summed over the last axis."""
     return -0.5 * (np.log(2 * np.pi * var) + (z - mean) ** 2 / var).sum(-1)
+
+
+def log_weight(z, log_p, mean, var):
+    """ln w (K, N), w = p(x|z) p(z) / N(z; mean, var), from log_p = ln p(x|z)."""
+    return log_p + log_normal(z, 0, 1) - log_normal(z, mean, var)
 
 
 def log_mean_exp(log_w):
@@ -108,36 +130,37 @@ def log_mean_exp(log_w):
 
 
 def effective_samples(log_w):
-    """(sum w)^2 / sum w^2 (N,): of K weights, about how many carry the estimate; 1 means that one does."""
+    """(sum w)^2 / sum w^2 (N,): about how many of the K weights carry the estimate, from 1 to K."""
     return 1 / (softmax(log_w, 0) ** 2).sum(0)
 
 
 def scaled(images, noise=None):
-    """uint8 (N, H, W, C) as float64 in [-1, 1]; with noise each pixel spread evenly over its grey level."""
+    """uint8 (N, H, W, C) as float64 in [-1, 1]; noise spreads a pixel over its whole grey level."""
     offset = 0 if noise is None else noise.uniform(images.shape) - 0.5
-    return (images + offset) / 127.5 - 1
+    return (images + offset) / HALF_RANGE - 1
 
 
 def bits_per_dim(nats, size):
-    """Nats per image of a density on [-1, 1]^D -> bits per dimension of the pixels' density on [0, 256]^D.
+    """Nats per image on [-1, 1]^D -> bits per dimension of the pixels' density on [0, 256]^D.
 
     A grey level is 1/127.5 wide in x, so ln p(pixels) = ln p(x) - D ln 127.5.
     """
-    return -np.asarray(nats) / (size * math.log(2)) + math.log2(127.5)
+    return -np.asarray(nats) / (size * math.log(2)) + math.log2(HALF_RANGE)
 
 
-def elbo(model, x, mean, var, eps, stage="ELBO"):
-    """E_q ln p(x|z) and KL(q || p), each (N,), and ln p(x, z)/q(z) (K, N), at z = mean + sqrt(var) eps, eps (K, N, Z).
+def elbo(model, x, mean, var, eps, progress=iter):
+    """E_q ln p(x|z) and the bound E_q ln p(x, z)/q(z), each (N,), for eps (K, N, Z).
 
-    The bound is the first less the second, and the third's average over draws too: the better of the two estimates when
-    q is near p(z|x), since its noise then vanishes.
+    z = mean + sqrt(var) eps. The first less KL(q || p) estimates the bound too, but less well when
+    q is near p(z|x): the noise of the second then vanishes.
     """
-    log_p, log_w = np.empty(eps.shape[:2]), np.empty(eps.shape[:2])
-    for k in progress(range(len(eps)), stage):
+    log_p = np.empty(eps.shape[:2])
+    log_w = np.empty(eps.shape[:2])
+    for k in progress(range(len(eps))):
         z = (mean + np.sqrt(var) * eps[k])[None]
         log_p[k] = model.log_likelihood(x, z)[0]
         log_w[k] = log_p[k] + (log_normal(z, 0, 1) - log_normal(z, mean, var))[0]
-    return log_p.mean(0), kl_per_latent(mean, var).sum(1), log_w
+    return log_p.mean(0), log_w.mean(0)
 
 
 def kl_per_latent(mean, var):
@@ -145,38 +168,46 @@ def kl_per_latent(mean, var):
     return (mean**2 + var - 1 - np.log(var)) / 2
 
 
-def importance(model, x, mean, var, count, noise, stage):
-    """ln w (K, N), w = p(x|z) p(z) / N(z; mean, var) for z from that normal.
+def importance(model, x, mean, var, count, noise, progress=iter):
+    """ln w (K, N), w = p(x|z) p(z) / N(z; mean, var), of K = `count` draws z from that normal.
 
-    log_mean_exp of it is a lower bound on average: with q(z|x) the importance-weighted bound (arXiv 1509.00519), with
-    mean 0 and var 1 naive Monte Carlo.
+    log_mean_exp of it is a lower bound on average: with q(z|x) the importance-weighted bound
+    (arXiv 1509.00519), with mean 0 and var 1 naive Monte Carlo.
     """
     log_w = np.empty((count, len(x)))
-    for block in progress(np.array_split(log_w, -(-count // BLOCK)), stage):
+    for block in progress(np.array_split(log_w, -(-count // BLOCK))):
         z = mean + np.sqrt(var) * noise.normal((len(block), *mean.shape))
-        block[...] = model.log_likelihood(x, z) + log_normal(z, 0, 1) - log_normal(z, mean, var)
+        block[...] = log_weight(z, model.log_likelihood(x, z), mean, var)
     return log_w
 
 
-def fit_posterior(model, x, mean, var, noise):
-    """The mean and var (N, Z) of each image's best Gaussian q(z): Adam on its ELBO, with two draws and their mirror
-    images a step.
+def fit_posterior(model, x, mean, var, noise, progress=iter):
+    """The mean and var (N, Z) of each image's best Gaussian q(z), found by Adam on its ELBO.
 
-    With z = mean + sd eps and g = d ln p(x|z)/dz:    dmean = E g - mean      dln sd = E[g eps] sd + 1 - var
-    mean moves in units of its first sd, and the rate falls to zero, so that the draws' noise averages out.
+    A step takes two draws of eps and their mirror images. With z = mean + sd eps and
+    g = d ln p(x|z)/dz:    dmean = E g - mean      dln sd = E[g eps] sd + 1 - var
+    mean moves in units u of its first sd, and the rate falls to zero, so that the draws' noise
+    averages out.
     """
-    unit, u, log_sd = np.sqrt(var), np.zeros_like(mean), np.log(var) / 2
-    m, v = np.zeros((2, *mean.shape)), np.zeros((2, *mean.shape))
-    for t in progress(range(1, FIT_STEPS + 1), "fit of q"):
-        sd, eps = np.exp(log_sd), noise.normal((2, *mean.shape))
+    unit = np.sqrt(var)
+    u = np.zeros_like(mean)
+    log_sd = np.log(var) / 2
+    m = np.zeros((2, *mean.shape))
+    v = np.zeros((2, *mean.shape))
+    for t in progress(range(1, FIT_STEPS + 1)):
+        sd = np.exp(log_sd)
+        eps = noise.normal((2, *mean.shape))
         eps = np.concatenate([eps, -eps])
         _, g = model.log_likelihood(x, mean + unit * u + sd * eps, gradient=True)
-        ascent = np.stack([unit * (g.mean(0) - mean - unit * u), (g * eps).mean(0) * sd + 1 - sd**2])
+        du = unit * (g.mean(0) - mean - unit * u)
+        dlog_sd = (g * eps).mean(0) * sd + 1 - sd**2
+        ascent = np.stack([du, dlog_sd])
         m += 0.1 * (ascent - m)
         v += 0.01 * (ascent**2 - v)
         rate = FIT_RATE * (1 - (t - 1) / FIT_STEPS) ** 2
         move = rate * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
-        u, log_sd = u + move[0], log_sd + move[1]
+        u = u + move[0]
+        log_sd = log_sd + move[1]
     return mean + unit * u, np.exp(2 * log_sd)
 
 
@@ -186,41 +217,43 @@ def temperatures(count):
     return (curve - curve[0]) / (curve[-1] - curve[0])
 
 
-def ais(model, x, z, mean, var, betas, step, noise, adapt=False, stage="AIS"):
-    """Annealed importance sampling (Neal, 2001): ln w (K, N) and the mean acceptance of each transition (T, N).
+def ais(model, x, z, mean, var, betas, step, noise, adapt=False, progress=iter):
+    """Annealed importance sampling (Neal, 2001): ln w (K, N), each transition's acceptance (T, N).
 
         f_b(z) = base(z)^(1-b) (p(x|z) p(z))^b, base = N(mean, var)
         ln w = sum_t (b_{t+1} - b_t) ln(f_1/f_0)(z_t), t = 0 ... T
 
-    z_t, t > 0, is one Hamiltonian transition from z_{t-1} that leaves f_{b_t} invariant. betas (T+2,) from 0 to 1 with
-    z_0 = z (K, N, Z) from base: E w = p(x), so log_mean_exp is a lower bound on average. betas from 1 to 0 with z from
-    p(z|x): E w = 1/p(x), so -log_mean_exp is an upper one. step (T, N): the leapfrog step in units of the base's sd;
-    `adapt` fills it in, in a run that is not to be used, since steps that follow the chain break its invariance.
+    z_t, t > 0, is one Hamiltonian transition from z_{t-1} that leaves f_{b_t} invariant. With betas
+    (T+2,) from 0 to 1 and z_0 = z (K, N, Z) from base, E w = p(x), so log_mean_exp is a lower bound
+    on average. With betas from 1 to 0 and z from p(z|x), E w = 1/p(x), so -log_mean_exp is an upper
+    one. step (T, N) is the leapfrog step in units of the base's sd. `adapt` fills it in, in a run
+    whose weights are not to be used, since steps that follow the chain break its invariance.
     """
-    log_w, accepted, scale = np.zeros(z.shape[:2]), np.zeros_like(step), np.sqrt(var)
+    log_w = np.zeros(z.shape[:2])
+    accepted = np.zeros_like(step)
+    scale = np.sqrt(var)
     state = z, *model.log_likelihood(x, z, gradient=True)
-
-    def log_ratio(z, log_p, _):
-        return log_p + log_normal(z, 0, 1) - log_normal(z, mean, var)
-
-    for t in progress(range(len(step)), stage):
-        log_w += (betas[t + 1] - betas[t]) * log_ratio(*state)
-        state, rate = hamiltonian(model, x, state, mean, var, betas[t + 1], step[t, :, None] * scale, noise)
+    for t in progress(range(len(step))):
+        log_w += (betas[t + 1] - betas[t]) * log_weight(*state[:2], mean, var)
+        width = step[t, :, None] * scale
+        state, rate = hamiltonian(model, x, state, mean, var, betas[t + 1], width, noise)
         accepted[t] = rate.mean(0)
         if adapt:
             step[t + 1 :] = step[t] * np.exp(0.2 * (accepted[t] - ACCEPTANCE))
-    return log_w + (betas[-1] - betas[-2]) * log_ratio(*state), accepted
+    return log_w + (betas[-1] - betas[-2]) * log_weight(*state[:2], mean, var), accepted
 
 
 def hamiltonian(model, x, state, mean, var, beta, step, noise):
-    """One transition of state (z, ln p(x|z), its gradient) that leaves f_beta invariant, and its acceptance (K, N).
+    """One transition of state (z, ln p(x|z), its gradient) that leaves f_beta invariant.
 
-    Momenta are standard normal where z is measured in `step` (N, Z); that is jittered, or a trajectory as long as a
-    period would come back to where it began.
+    Returns the new state and the probability (K, N) with which it was accepted. Momenta are
+    standard normal where z is measured in `step` (N, Z). That is jittered, or a trajectory as long
+    as a period would come back to where it began.
     """
 
     def energy(z, log_p, r):
-        log_base, log_prior = log_normal(z, mean, var), log_normal(z, 0, 1)
+        log_base = log_normal(z, mean, var)
+        log_prior = log_normal(z, 0, 1)
         return (r**2).sum(-1) / 2 - (1 - beta) * log_base - beta * (log_p + log_prior)
 
     def force(z, g):
@@ -235,47 +268,71 @@ def hamiltonian(model, x, state, mean, var, beta, step, noise):
         z = z + step * r
         log_p, g = model.log_likelihood(x, z, gradient=True)
         r = r + force(z, g) / 2
-    change = np.nan_to_num(start - energy(z, log_p, r), nan=-np.inf)  # not a number: it left the range of float32
+    change = start - energy(z, log_p, r)
+    change = np.nan_to_num(change, nan=-np.inf)  # not a number: z left the range of float32
     rate = np.exp(np.minimum(change, 0))
     accept = noise.uniform(rate.shape) < rate
     keep = accept[..., None]
-    return (np.where(keep, z, state[0]), np.where(accept, log_p, state[1]), np.where(keep, g, state[2])), rate
+    z = np.where(keep, z, state[0])
+    log_p = np.where(accept, log_p, state[1])
+    g = np.where(keep, g, state[2])
+    return (z, log_p, g), rate
 
 
-def anneal(model, x, mean, var, chains, count, noise, exact=None):
-    """AIS of images x from N(mean, var) in `count` transitions: {log_w, acceptance}, and reverse_log_w if given a draw
-    `exact` (N, Z) of p(z|x).
+def silent(name):
+    return iter
 
-    Steps are found in a run with a quarter of the chains, which is thrown away. Images simulated from the model have
-    such a draw, the z that made them: log_mean_exp(log_w) <= ln p(x) <= -log_mean_exp(reverse_log_w), both on average.
+
+def anneal(model, x, mean, var, chains, count, noise, exact=None, stage=silent):
+    """AIS of images x from N(mean, var) in `count` transitions: {log_w, acceptance}.
+
+    With a draw `exact` (N, Z) of p(z|x) also reverse_log_w. Images simulated from the model have
+    such a draw, the z that made them: on average, log_mean_exp(log_w) <= ln p(x) and
+    ln p(x) <= -log_mean_exp(reverse_log_w). Leapfrog steps are found in a run of a quarter of the
+    chains, which is thrown away. stage(name) gives the `progress` of each run.
     Source: Grosse, Ghahramani, Adams, arXiv 1511.02543.
     """
-    betas, step = temperatures(count + 1), np.full((count, len(x)), 0.5)
+    betas = temperatures(count + 1)
+    step = np.full((count, len(x)), 0.5)
 
     def start(k):
         return mean + np.sqrt(var) * noise.normal((k, *mean.shape))
 
-    ais(model, x, start(max(chains // 4, 1)), mean, var, betas, step, noise, adapt=True, stage="AIS, step sizes")
-    log_w, rate = ais(model, x, start(chains), mean, var, betas, step, noise)
+    few = start(max(chains // 4, 1))
+    ais(model, x, few, mean, var, betas, step, noise, True, stage("AIS, step sizes"))
+    log_w, rate = ais(model, x, start(chains), mean, var, betas, step, noise, False, stage("AIS"))
     found = {"log_w": log_w, "acceptance": rate}
     if exact is not None:
         z = np.repeat(exact[None], chains, 0)
-        found["reverse_log_w"], _ = ais(model, x, z, mean, var, betas[::-1], step[::-1], noise, stage="AIS, reverse")
+        back = stage("AIS, reverse")
+        found["reverse_log_w"], _ = ais(
+            model, x, z, mean, var, betas[::-1], step[::-1], noise, False, back)
     return found
 
 
 def aggregate_kl(mean, var, noise):
-    """(lower, upper) for KL(q(z) || p(z)), q(z) the mean of q(z|x) over all images, from N of them.
+    """A lower and an upper value for KL(q(z) || p(z)), and the upper one's standard error.
 
-    lower: of the Gaussian with q(z)'s mean and covariance, than which no density of these moments is closer to N(0, 1)
-    upper: E ln(q_N(z) / p(z)) for the mixture q_N of these N, by one draw of each; it exceeds q(z)'s on average
+    q(z) is the mean of q(z|x) over all images, of which there are N here.
+
+    lower: of the Gaussian with q(z)'s mean and covariance, than which no density of these moments
+           is closer to N(0, 1)
+    upper: E ln(q_N(z) / p(z)) for the mixture q_N of these N, by one draw of each; it exceeds
+           q(z)'s on average
     """
     centred = mean - mean.mean(0)
     covariance = centred.T @ centred / len(mean) + np.diag(var.mean(0))
-    lower = (np.trace(covariance) + (mean.mean(0) ** 2).sum() - len(covariance) - np.linalg.slogdet(covariance)[1]) / 2
+    log_det = np.linalg.slogdet(covariance)[1]
+    square = (mean.mean(0) ** 2).sum()
+    lower = (np.trace(covariance) + square - len(covariance) - log_det) / 2
     z = mean + np.sqrt(var) * noise.normal(mean.shape)
     ratios = [log_mean_exp(log_normal(row, mean, var)) - log_normal(row, 0, 1) for row in z]
-    return float(lower), float(np.mean(ratios))
+    return float(lower), float(np.mean(ratios)), standard_error(ratios)
+
+
+def standard_error(values):
+    """Of the mean of one value for each image; None for a single image."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def active_units(mean):

@@ -53,15 +53,18 @@ def test_subset(images):
     return images[np.random.RandomState(0).permutation(len(images))[:TEST_IMAGES]]
 
 
-def refuse_overlap(dataset):
-    """UserError if a test image is a training image too: its density says nothing of new images."""
-    of_test = list(_hashes(dataset.test.images))
-    known = set(of_test).intersection(_hashes(dataset.train.images))
-    found = [i for i, digest in enumerate(of_test) if digest in known]
-    if found:
-        raise UserError(f"{len(found)} of {len(of_test)} test images occur in the training set, "
-                        f"image {found[0]} first; remove them from one of the two: densities are of "
-                        "new images")
+def unseen(images, train):
+    """The rows of `images` that are not among `train`: a density says nothing of training images.
+
+    UserError if there are none.
+    """
+    digests = list(_hashes(images))
+    seen = set(digests).intersection(_hashes(train))
+    rows = [row for row, digest in enumerate(digests) if digest not in seen]
+    if not rows:
+        raise UserError("every test image occurs in the training set, so that none can tell what "
+                        "new images would get; give other test images")
+    return rows
 
 
 def _hashes(images):
