@@ -1,8 +1,8 @@
-"""The README's table of densities, from the density.json that `python run.py evaluate RUN` leaves in each run.
+"""The table of densities in docs/results.md, from the density.json that `python run.py evaluate RUN` leaves.
 
     python benchmarks/density.py RUN [RUN ...]
 
-writes benchmarks/results/density.json and the table between the README's density markers. The baselines of a data set
+writes benchmarks/results/density.json and the table between that page's density markers. The baselines of a data set
 are those of its first run.
 """
 
@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from readme import table, write_between
+from readme import RESULTS_PAGE, table, write_between
 
 from minivae.density.report import named_sigma
 from minivae.training.runs import Run
@@ -86,7 +86,7 @@ def main(folders):
         results.append(summary(Path(run.config.data).name, card))
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write_between("density", f"{table(HEADER, lines(results))}\n\n{settings(results)}")
+    write_between("density", f"{table(HEADER, lines(results))}\n\n{settings(results)}", RESULTS_PAGE)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How far one evaluation on test images is from the next: what a single figure of the README's table may be off by.
+"""How far one evaluation on test images is from the next: what one figure of docs/results.md may be off by.
 
     python benchmarks/fluctuation.py RUN [RUN ...]
 
 makes 100 updates more from each run's checkpoint, in memory only, evaluates after every 10, and writes the median, the
-least and the greatest loss into benchmarks/results/fluctuation.json and between the README's fluctuation markers.
+least and the greatest loss into benchmarks/results/fluctuation.json and between that page's fluctuation markers.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from readme import table, write_between
+from readme import RESULTS_PAGE, table, write_between
 
 from minivae.images import data
 from minivae.ops import numpy_ops
@@ -47,7 +47,8 @@ def main(folders):
     last = (EVALUATIONS - 1) * UPDATES
     rows = [[r["data"], str(r["seed"]), f"{r['from']:,} to {r['from'] + last:,}",
              *(f"{of(r['losses']):.1f}" for of in (np.median, min, max))] for r in results]
-    write_between("fluctuation", table(["data", "seed", "updates", "median test loss", "least", "greatest"], rows))
+    header = ["data", "seed", "steps", "median test loss", "least", "greatest"]
+    write_between("fluctuation", table(header, rows), RESULTS_PAGE)
 
 
 if __name__ == "__main__":

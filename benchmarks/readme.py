@@ -3,6 +3,7 @@
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+RESULTS_PAGE = README.parent / "docs" / "results.md"
 
 
 def write_between(name, text, path=README):

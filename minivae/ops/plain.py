@@ -7,15 +7,7 @@ finite differences (python run.py gradcheck). The letters of the shapes are in o
 import numpy as np
 
 from minivae.ops import BN_EPS, HALF_RANGE, SIGMA_FLOOR, VAR_FLOOR, philox
-from minivae.ops.host import (  # noqa: F401
-    IMAGES_AT_ONCE,
-    SYNCHRONOUS,
-    Buffers,
-    DoubleBuffer,
-    capture,
-    free_memory,
-    to_host,
-)
+from minivae.ops.host import IMAGES_AT_ONCE, SYNCHRONOUS, Buffers, DoubleBuffer, capture, free_memory, to_host  # noqa: F401
 
 xp = np
 
