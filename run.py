@@ -5,14 +5,17 @@ import contextlib
 import difflib
 import os
 import re
-import shlex
 import signal
 import sys
 import warnings
 from pathlib import Path
 
+if sys.version_info < (3, 11):  # noqa: UP036 (before anything that an older one cannot import)
+    print("error: minivae needs Python 3.11 or newer; this is", sys.version.split()[0], file=sys.stderr)
+    sys.exit(2)
+
 from minivae import __version__
-from minivae.errors import UserError
+from minivae.errors import UserError, run_command
 from minivae.training.settings import KLS, batch_size, log_every, positive, rate, seed, sigma
 
 DATA = Path(os.environ.get("MINIVAE_DATA") or Path(__file__).resolve().parent / "data")
@@ -211,7 +214,7 @@ def finish(args, run, trainer, signal):
         device = ["--gpu"] if args.gpu else []
         if "precision" in args:
             device += ["--precision", args.precision]
-        print("stopped; go on with:", shlex.join(["python", "run.py", "resume", str(run.folder), *device]))
+        print("stopped; go on with:", run_command("resume", run.folder, *device))
     return 128 + signal if signal else 0
 
 
@@ -295,8 +298,6 @@ OF_A_RUN = COMMANDS.keys() - {"train", "gradcheck"}
 
 
 def main(argv):
-    if sys.version_info < (3, 11):  # noqa: UP036 (whoever has an older one shall read this)
-        return failed(f"minivae needs Python 3.11 or newer; this is {sys.version.split()[0]}")
     warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy's overflows: training looks for what is not finite
     try:
         args = parse(argv)

@@ -1,4 +1,6 @@
-"""What a user can mend."""
+"""What a user can fix, and the command that does it."""
+
+import shlex
 
 
 class UserError(Exception):
@@ -6,3 +8,8 @@ class UserError(Exception):
 
     run.py prints it as `error: ...` and exits 2.
     """
+
+
+def run_command(*words):
+    """The run.py command of these words, quoted so that it can be pasted into a shell."""
+    return shlex.join(["python", "run.py", *map(str, words)])

@@ -252,10 +252,13 @@ def test_what_a_machine_does(tmp_path, monkeypatch, error, status, says):
     assert done.returncode == status and done.stderr.startswith(says) and done.stderr.count("\n") == bool(says), done
 
 
-def test_an_older_python_is_told_so(monkeypatch, tmp_path):
-    ast.parse((ROOT / "run.py").read_text(), feature_version=(3, 8))  # so that it comes to say so
-    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
-    refused("--help", cwd=tmp_path, says="minivae needs Python 3.11 or newer; this is ")
+def test_an_older_python_is_told_so(tmp_path):
+    """Nothing before that line is newer than Python 3.8, and nothing of minivae's is imported."""
+    ast.parse((ROOT / "run.py").read_text(), feature_version=(3, 8))
+    code = f"import runpy, sys; sys.version_info = (3, 8, 1); runpy.run_path({str(ROOT / 'run.py')!r})"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: minivae needs Python 3.11 or newer; this is "), done
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("options, words", [({}, ""), ({"precision": "fp32"}, " --gpu --precision fp32")])

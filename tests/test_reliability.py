@@ -1,5 +1,6 @@
 """Stops, kills and damage: what a run keeps, and what its user reads."""
 
+import argparse
 import dataclasses
 import errno
 import fcntl
@@ -184,9 +185,9 @@ def test_a_signal_while_a_finished_run_is_drawn(ops, tmp_path, monkeypatch, caps
     monkeypatch.setattr(figures, "draw_all", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     stopped = train(run, t, TEST)
     assert stopped == signal.SIGINT and t.step_count == 10
-    assert run_command.finish(run, t, stopped) == 130
+    assert run_command.finish(argparse.Namespace(gpu=False), run, t, stopped) == 130
     assert "go on" not in capsys.readouterr().out
-    assert run_command.finish(run, trainer(ops, np.float32), stopped) == 130
+    assert run_command.finish(argparse.Namespace(gpu=False), run, trainer(ops, np.float32), stopped) == 130
     assert f"go on with: python run.py resume {run.folder}" in capsys.readouterr().out
 
 

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 import minivae
-from minivae.errors import UserError
+from minivae.errors import UserError, run_command
 from minivae.files import cannot_read, go_on_without, replacing
 from minivae.training.settings import Config
 
@@ -148,7 +148,7 @@ def _advice(path):
     """What to do without `path`."""
     previous = path.with_name(PREVIOUS)
     if not path.exists() and not previous.exists():
-        return f"the run has not saved one yet: python run.py resume {path.parent} trains it"
+        return f"the run has not saved one yet: {run_command('resume', path.parent)} trains it"
     try:
         _read(previous)
     except (OSError, Damaged):

@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 
-from minivae.errors import UserError
+from minivae.errors import UserError, run_command
 from minivae.files import replacing
 from minivae.ops import HALF_RANGE
 from minivae.training import checkpoint
@@ -103,6 +103,6 @@ def stop(run, trainer, step, late):
     kept = f"its batch is in {batch}, the last checkpoint is as it was"
     if array is None:
         return UserError(f"step {step} was not finite, but was finite when it was run again, so memory or a processor "
-                         f"may be faulty; {kept}: python run.py resume {run.folder} goes on from there")
+                         f"may be faulty; {kept}: {run_command('resume', run.folder)} goes on from there")
     return UserError(f"step {step} is not finite, first in {array}; {kept}: a smaller --lr usually helps, or a larger "
                      "--sigma if it is small")

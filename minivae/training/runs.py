@@ -9,7 +9,7 @@ import weakref
 from dataclasses import asdict
 from pathlib import Path
 
-from minivae.errors import UserError
+from minivae.errors import UserError, run_command
 from minivae.files import cannot_read, cannot_write, go_on_without, write_text
 from minivae.training.settings import Config
 
@@ -37,7 +37,8 @@ class Run:
         run = cls(folder, config)
         run.lock()
         if any((folder / name).exists() for name in ("config.json", "checkpoint.h5")):
-            raise UserError(f"{folder} already holds a run; choose another --out, or run.py resume {folder}")
+            raise UserError(f"{folder} already holds a run; choose another --out, or go on with it: "
+                            f"{run_command('resume', folder)}")
         if found := sorted(path.name for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty ({found[0]} is in it); choose a new or an empty folder for --out")
         write_text(run / "metrics.csv", HEADER + "\n")
