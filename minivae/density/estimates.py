@@ -93,7 +93,7 @@ class Model:
         def decode(rows):
             a = self.vae.generator.forward(self.device(z[rows]), train=False)
             x_hat = self.vae.likelihood.mean(a)
-            return x_hat, self.xp.broadcast_to(self.vae.likelihood.var(a), x_hat.shape)
+            return x_hat, self.vae.likelihood.var(a) + self.xp.zeros_like(x_hat)
 
         x_hat, var = self._run(decode, len(z))
         return self.device(x_hat + np.sqrt(var) * noise.normal(x_hat.shape))
