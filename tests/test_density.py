@@ -757,9 +757,9 @@ def test_the_table_of_densities(carded):
     assert dict(zip(density.HEADER, lines[0], strict=True))["exact"] == f"{bounds['uniform']['nats_per_image']:.1f}"
 
 
-def test_the_readme_has_the_table_of_the_kept_results():
+def test_the_page_of_results_has_the_table_of_those_kept():
     results = json.loads(density.RESULTS.read_text())
-    assert readme.table(density.HEADER, density.lines(results)) in readme.README.read_text()
+    assert readme.table(density.HEADER, density.lines(results)) in readme.RESULTS_PAGE.read_text()
 
 
 def test_the_page_has_the_settings_and_the_constants():
