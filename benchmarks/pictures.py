@@ -38,7 +38,7 @@ def main(folder, docs=ROOT / "docs"):
     rows = np.random.RandomState(0).permutation(len(dataset.train.images))[:count]
     samples = figures.decode(vae, np.random.RandomState(0).randn(count, vae.latent))
     draw_beside(docs / "samples.png", dataset.train.images[rows] / 127.5 - 1, samples, COLUMNS)
-    figures.draw_reconstructions(docs / "reconstructions.png", vae, test_subset(dataset.test.images), PAIRS)
+    figures.draw_reconstructions(docs / "reconstructions.png", vae, data.test_subset(dataset.test.images), PAIRS)
 
 
 if __name__ == "__main__":
