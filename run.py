@@ -205,8 +205,8 @@ def resume(args):
     run.forget_after(trainer.step_count)
     run.config.steps = steps
     run.save_config()
-    rate = run.config.learning_rate(trainer.step_count)
-    print(f"going on from step {trainer.step_count} of {run.folder}, at a learning rate of {rate:g}")
+    lr = run.config.learning_rate(trainer.step_count)
+    print(f"going on from step {trainer.step_count} of {run.folder}, at a learning rate of {lr:g}")
     return finish(args, run, trainer, train_run(run, trainer, test_subset(dataset.test.images), seconds))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from minivae.images import data
-from minivae.images.data import test_subset
 from minivae.ops import numpy_ops
 from minivae.training import checkpoint, figures
 from minivae.training.runs import Run
