@@ -16,7 +16,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 (before anything that an older one
 
 from minivae import __version__
 from minivae.errors import UserError, run_command
-from minivae.training.settings import KLS, batch_size, log_every, positive, rate, seed, sigma
+from minivae.training.settings import KLS, batch_size, last_rate, log_every, positive, rate, seed, sigma
 
 DATA = Path(os.environ.get("MINIVAE_DATA") or Path(__file__).resolve().parent / "data")
 SOURCES = ("housenumbers", "svhn", "svhn-extra")
@@ -108,7 +108,9 @@ def train_parser():
                    help="number of training steps (default: 2000 on a CPU, 50000 on a GPU)")
     p.add_argument("--batch-size", type=batch_size, default=64, help="images in a training step")
     p.add_argument("--latent", type=positive, default=10, help="dimensions of the latent code")
-    p.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate")
+    p.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate in the first three quarters of the run")
+    p.add_argument("--lr-end", type=last_rate, default=0.0,
+                   help="learning rate that it falls to over the last quarter; the value of --lr keeps it constant")
     p.add_argument("--seed", type=seed, default=0, help="seed of the initial weights, the batches and the noise")
     p.add_argument("--kl", choices=KLS, default="sample",
                    help="KL term of the loss: estimated from one sample, or exact")
@@ -174,7 +176,7 @@ def train(args):
     steps = getattr(args, "steps", 50000 if args.gpu else 2000)
     config = Config(args.data, steps, args.batch_size, args.latent, args.lr, args.seed, args.kl, args.log_every,
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
-                    dataset.train.sha256, dataset.test.sha256, args.sigma)
+                    dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end)
     trainer = Trainer(config, dataset.train.images, ops)
     run = Run.create(getattr(args, "out", None), dataset.name, config)
     print(f"{steps} steps on {len(dataset.train.images)} images of {dataset.name}, into {run.folder}")
@@ -203,7 +205,8 @@ def resume(args):
     run.forget_after(trainer.step_count)
     run.config.steps = steps
     run.save_config()
-    print(f"going on from step {trainer.step_count} of {run.folder}")
+    lr = run.config.learning_rate(trainer.step_count)
+    print(f"going on from step {trainer.step_count} of {run.folder}, at a learning rate of {lr:g}")
     return finish(args, run, trainer, train_run(run, trainer, test_subset(dataset.test.images), seconds))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from minivae.images import data
-from minivae.images.data import test_subset
 from minivae.ops import numpy_ops
 from minivae.training import checkpoint, figures
 from minivae.training.runs import Run
@@ -38,7 +37,7 @@ def main(folder, docs=ROOT / "docs"):
     rows = np.random.RandomState(0).permutation(len(dataset.train.images))[:count]
     samples = figures.decode(vae, np.random.RandomState(0).randn(count, vae.latent))
     draw_beside(docs / "samples.png", dataset.train.images[rows] / 127.5 - 1, samples, COLUMNS)
-    figures.draw_reconstructions(docs / "reconstructions.png", vae, test_subset(dataset.test.images), PAIRS)
+    figures.draw_reconstructions(docs / "reconstructions.png", vae, data.test_subset(dataset.test.images), PAIRS)
 
 
 if __name__ == "__main__":

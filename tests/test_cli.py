@@ -150,6 +150,7 @@ def test_evaluate(folder):
     (["--batch-size", "1"], "a whole number"),
     (["--batch-size", "41"], "exceeds the 40 training images"),
     (["--lr", "nan"], "above 0"),
+    (["--lr-end", "-1"], "at least 0"),
     (["--latent", "-3"], "--latent"),
     (["--kl", "exact"], "--kl"),
     (["--out", ""], "--out: '' is not a path"),

@@ -123,6 +123,15 @@ def test_two_runs_give_the_same_bits():
         np.testing.assert_array_equal(array, b[name], name)
 
 
+def test_a_falling_learning_rate_is_numpy_s():
+    reference, t = (trainer(ops, steps=5, lr_end=0.0) for ops in (numpy_ops, cuda_ops))
+    for _ in range(5):
+        reference.step()
+        t.step()
+    assert cuda_ops.to_host(t.adam.lr)[0] == reference.adam.lr[0] == 8e-4
+    np.testing.assert_allclose(cuda_ops.to_host(t.vae.params.values), reference.vae.params.values, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("first, second", [(numpy_ops, cuda_ops), (cuda_ops, numpy_ops)], ids=["to GPU", "to CPU"])
 def test_a_checkpoint_crosses_devices(tmp_path, first, second):
     """Saved after step 6 on one device, trained to 10 on the other: as if on one."""

@@ -29,6 +29,7 @@ RUN = {  # a document's command: the same with small settings, on the copy's few
     "python benchmarks/training.py RUN ...": "python benchmarks/training.py first first",
     "python benchmarks/fluctuation.py RUN ...": "python benchmarks/fluctuation.py first",
     "python benchmarks/density.py RUN ...": "python benchmarks/density.py first",
+    "python benchmarks/lattice.py RUN ...": "python benchmarks/lattice.py first",
     "python benchmarks/streaming.py": "python benchmarks/streaming.py --rounds 1 --steps 1",
     "python -m pytest -m long -s tests/test_reliability.py -k 200_kills":
         "python -m pytest -m long tests/test_reliability.py -k 200_kills --collect-only",
@@ -42,7 +43,6 @@ NOT_RUN = {
         "python run.py --gpu", "python benchmarks/gpu_step.py", "python -m pytest -m gpu"],
     "it takes long": ["python -m pytest -m long"],
     "it needs PyTorch": ["pip install torch", "python benchmarks/cpu_step.py"],
-    "it needs runs whose learning rate falls": ["python benchmarks/lattice.py RUN ..."],
     "it downloads SVHN": ["python run.py --data svhn --steps 50000 --lr-end 1e-3"],
 }
 ALL_NOT_RUN = [command for some in NOT_RUN.values() for command in some]

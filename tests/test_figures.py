@@ -106,8 +106,11 @@ def test_reconstructions_stand_below_their_images(vae, images, tmp_path, count):
     assert (above[count:] == 255).all() and (below[count:] == 255).all()
 
 
-def test_samples_are_those_of_the_prior(vae, tmp_path):
+def test_samples_are_those_of_the_prior(vae, tmp_path, monkeypatch):
+    """Any number of them, of which the model sees a few at a time."""
+    monkeypatch.setattr(vae.ops, "IMAGES_AT_ONCE", 10)
     figures.draw_samples(tmp_path / "samples.png", vae, count=23, seed=5)
+    assert vae.generator.dense.affine.x.shape == (3, 4)  # the last of 10, 10 and 3
     found = cells(tmp_path / "samples.png", 20).reshape(-1, *SHAPE)
     for image, z in zip(found[:23], np.random.RandomState(5).randn(23, 4), strict=True):
         assert_same(image, pixels(vae, z))

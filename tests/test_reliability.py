@@ -332,10 +332,10 @@ def test_a_model_and_its_step(ops, saved):
 def test_any_number_of_stops_changes_no_bit(ops, tmp_path, monkeypatch):
     """Signals after steps 1, 2, 5 and 7, and a kill after 8 that comes before its checkpoint, against none."""
     monkeypatch.setattr(figures, "draw_all", lambda *_: None)
-    straight, stopped = (Run.create(tmp_path / name, "x", config(steps=11)) for name in "ab")
-    train(straight, trainer(ops, np.float32), TEST)
+    straight, stopped = (Run.create(tmp_path / name, "x", config(steps=11, lr_end=0.0)) for name in "ab")
+    train(straight, trainer(ops, np.float32, lr_end=0.0), TEST)
     for stop in (1, 2, 5, 7, None):
-        t = trainer(ops, np.float32)
+        t = trainer(ops, np.float32, lr_end=0.0)
         if stop != 1:
             checkpoint.load_training(stopped / "checkpoint.h5", t)
             stopped.forget_after(t.step_count)
@@ -371,7 +371,7 @@ def test_a_checkpoint_describes_itself(saved):
 
 def test_other_data_or_settings_are_refused(ops, saved):
     """Each of them, but for those that change no step."""
-    others = dict(batch_size=15, latent=3, lr=2e-3, seed=1, kl="analytic", log_every=5, shape=(16, 8, 3),
+    others = dict(batch_size=15, latent=3, lr=2e-3, lr_end=0.0, seed=1, kl="analytic", log_every=5, shape=(16, 8, 3),
                   train_sha256="c", test_sha256="c", sigma=0.5)
     free = dict(data="elsewhere", steps=99, eval_every=3, checkpoint_every=4)
     assert others.keys() | free.keys() == {field.name for field in dataclasses.fields(Config)}
@@ -647,6 +647,7 @@ WRONG = {
     "eval_every": [0, None, "x", False], "checkpoint_every": [0, -3, 2.5],
     "train_sha256": [None, 3], "test_sha256": [[]],
     "shape": [None, 3, [], [8, 8], [8, 8, 2], [8, 9, 3], [0, 8, 3], ["8", 8, 3], [8.0, 8, 3], [8, 8, 3, 1], "883"],
+    "lr_end": [-1e-9, "nan", "x", [], True],
     "sigma": ["0", "-1", "nan", "inf", "wide", 0, None, "", [], True],
 }
 
@@ -660,7 +661,7 @@ def test_every_field_of_the_configuration(saved):
             path.write_text(json.dumps(good | {name: value}))
             with pytest.raises(UserError, match=f"config.json: {name} .* is not .*put the right value back"):
                 Run.open(saved.folder)
-        if name != "sigma":  # which has a default
+        if name not in ("sigma", "lr_end"):  # which have defaults
             path.write_text(json.dumps({k: v for k, v in good.items() if k != name}))
             with pytest.raises(UserError, match="not a run's configuration"):
                 Run.open(saved.folder)

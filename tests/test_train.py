@@ -1,5 +1,7 @@
 """Training: a golden trace, the same bits from the same seed, another dtype, 16 images learnt by heart, resuming."""
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -120,6 +122,46 @@ def test_the_learning_rate_is_the_first_step_s_length(ops, lr):
     assert np.abs(t.vae.params.values - before).max() == pytest.approx(lr, rel=1e-3)
 
 
+def test_the_learning_rate_falls_in_the_last_quarter(ops):
+    """In 100 treads, so it is never quite lr_end; after the last step it stays there. A step is as long as its rate."""
+    t = trainer(ops, steps=20, lr_end=1e-4)
+    rates, moved = [], []
+    for _ in range(22):
+        before = t.vae.params.values.copy()
+        t.step()
+        rates.append(t.adam.lr[0])
+        corrected = math.sqrt(1 - 0.999**t.step_count) / (1 - 0.5**t.step_count)
+        direction = corrected * t.adam.m / (np.sqrt(t.adam.v) + 1e-8)
+        moved.append(((before - t.vae.params.values) @ direction) / (direction @ direction))
+    expected = [1e-3] * 15 + [1e-3 - 9e-4 * i / 5 for i in range(5)] + [1e-4] * 2
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    np.testing.assert_allclose(moved, expected, rtol=1e-6)
+    assert trainer(ops, steps=1000, lr_end=0.0).config.learning_rate(757) == 1e-3 - 1e-3 * 0.02
+
+
+def test_going_back_takes_the_rates_of_then(ops):
+    t = trainer(ops, np.float32, steps=8, lr_end=0.0)
+    expected = losses(t, 8)
+    t.start_over()
+    assert losses(t, 8) == expected
+
+
+def test_a_longer_run_falls_later(ops):
+    t = trainer(ops, steps=8, lr_end=0.0)
+    losses(t, 8)
+    assert t.adam.lr[0] == 5e-4
+    t.config.steps = 20
+    t.step()
+    assert t.adam.lr[0] == 1e-3
+
+
+def test_a_configuration_without_lr_end_has_a_constant_rate():
+    settings = vars(config(lr=0.02))
+    del settings["lr_end"]
+    old = Config.parse(json.dumps(settings))
+    assert [old.learning_rate(step) for step in range(10)] == [0.02] * 10
+
+
 def test_a_row_of_metrics(ops, tmp_path):
     """Its training losses are the mean since the last line was due, its test losses the evaluation's."""
     run, t = Run.create(tmp_path / "run", "x", config(steps=4)), trainer(ops, steps=4)
@@ -133,20 +175,22 @@ def test_a_row_of_metrics(ops, tmp_path):
     assert 1000 < checkpoint.load_training(run / "checkpoint.h5", t) < 1100
 
 
-def test_resuming_gives_the_same_bits(ops, tmp_path):
+@pytest.mark.parametrize("lr_end", [1e-3, 0.0], ids=["constant", "falling"])
+def test_resuming_gives_the_same_bits(ops, tmp_path, lr_end):
     """Ten steps straight, and ten with a stop after the checkpoint of step 6: parameters, Adam, rows of metrics."""
-    straight = Run.create(tmp_path / "a", "x", config())
-    whole = trainer(ops, np.float32)
+    straight = Run.create(tmp_path / "a", "x", config(lr_end=lr_end))
+    whole = trainer(ops, np.float32, lr_end=lr_end)
     loop.train(straight, whole, TEST)
 
-    broken = Run.create(tmp_path / "b", "x", config(steps=8))  # rows and a checkpoint after 6 that must not survive
-    loop.train(broken, trainer(ops, np.float32, steps=8), TEST)
-    first = trainer(ops, np.float32)
+    # rows and a checkpoint after 6 that must not survive
+    broken = Run.create(tmp_path / "b", "x", config(steps=8, lr_end=lr_end))
+    loop.train(broken, trainer(ops, np.float32, steps=8, lr_end=lr_end), TEST)
+    first = trainer(ops, np.float32, lr_end=lr_end)
     for _ in range(6):
         first.step()
-    checkpoint.save(broken / "checkpoint.h5", first, config(), 1.5)
+    checkpoint.save(broken / "checkpoint.h5", first, config(lr_end=lr_end), 1.5)
 
-    second = trainer(ops, np.float32)
+    second = trainer(ops, np.float32, lr_end=lr_end)
     assert checkpoint.load_training(broken / "checkpoint.h5", second) == 1.5
     broken.config.steps = 10
     broken.forget_after(6)

@@ -25,7 +25,7 @@ from minivae.training.settings import Config
 
 SEAL = 512  # bytes of the HDF5 user block
 PREVIOUS = "checkpoint-previous.h5"
-FREE = {"data", "steps", "eval_every", "checkpoint_every"}  # settings that change no step; the data have a sha256
+FREE = {"data", "steps", "eval_every", "checkpoint_every"}  # settings that change no finished step; data have a sha256
 
 
 class Damaged(Exception):
@@ -116,7 +116,7 @@ def load_training(path, trainer):
 def _opened(path, config):
     """The checkpoint as an h5py.File. UserError if it is missing, damaged, or made with settings other than `config`.
 
-    Going on is exact only with the settings and the data that it was made with; those in FREE change no step.
+    Going on is exact only with the settings and the data that it was made with; those in FREE change none of its steps.
     """
     try:
         content = _read(path)

@@ -81,7 +81,12 @@ def to_model(vae, images):
 
 
 def decode(vae, z):
-    return vae.ops.to_host(vae.decode(vae.ops.xp.asarray(z.astype(vae.dtype))))
+    """x_hat (N, H, W, C) of the codes z (N, Z) on the host; the model sees IMAGES_AT_ONCE of them at a time."""
+    images = np.empty((len(z), *vae.shape), vae.dtype)
+    for start in range(0, len(z), vae.ops.IMAGES_AT_ONCE):
+        rows = slice(start, start + vae.ops.IMAGES_AT_ONCE)
+        images[rows] = vae.ops.to_host(vae.decode(vae.ops.xp.asarray(z[rows].astype(vae.dtype))))
+    return images
 
 
 def save_grid(path, images, columns, scale=2):

@@ -10,6 +10,7 @@ from minivae.errors import UserError
 from minivae.files import cannot_read
 
 KLS = ("sample", "analytic")
+TREADS = 100  # of the stairs that the learning rate goes down
 
 
 class Number:
@@ -37,6 +38,7 @@ batch_size = Number(int, 2, 10**9, "a whole number of at least 2, and at most 10
 log_every = Number(int, 1, 10**6, "a whole number from 1 to 1000000")  # losses are kept until their line is written
 seed = Number(int, 0, 2**32 - 1, "a whole number from 0 to 4294967295")
 rate = Number(float, ulp(0), sys.float_info.max, "a number above 0")
+last_rate = Number(float, 0, sys.float_info.max, "a number of at least 0")
 
 
 def sigma(value):
@@ -70,13 +72,16 @@ def text(value):
 PARSERS = {
     "data": text, "steps": positive, "batch_size": batch_size, "latent": positive, "lr": rate, "seed": seed, "kl": kl,
     "log_every": log_every, "eval_every": positive, "checkpoint_every": positive, "shape": shape,
-    "train_sha256": text, "test_sha256": text, "sigma": sigma,
+    "train_sha256": text, "test_sha256": text, "sigma": sigma, "lr_end": last_rate,
 }
 
 
 @dataclass
 class Config:
-    """All that decides a run's numbers. data is a source's name or an absolute path; losses are nats per image."""
+    """All that decides a run's numbers. data is a source's name or an absolute path; losses are nats per image.
+
+    lr_end None stands for lr: the rate is then constant.
+    """
 
     data: str
     steps: int
@@ -92,6 +97,20 @@ class Config:
     train_sha256: str
     test_sha256: str
     sigma: float | str = 1.0
+    lr_end: float | None = None
+
+    def __post_init__(self):
+        if self.lr_end is None:
+            self.lr_end = self.lr
+
+    def learning_rate(self, step):
+        """That of the step after `step` finished ones: lr, and in the last quarter of the run down to lr_end.
+
+        It goes down in stairs, because a GPU has to be told each new value.
+        """
+        tread = (4 * step - 3 * self.steps) * TREADS // self.steps
+        tread = min(max(tread, 0), TREADS)
+        return self.lr + (self.lr_end - self.lr) * tread / TREADS
 
     @classmethod
     def parse(cls, json_text):

@@ -22,6 +22,7 @@ class Trainer:
         self.widths = widths
         self.vae = self.build(ops)
         self.adam = Adam(self.vae.params, config.lr)
+        self.rate = config.lr  # adam.lr, on the host
         self.batches = Batches(images, config, ops)
         self.history = ops.xp.zeros((config.log_every, 2), np.float64)
         self.x = ops.xp.zeros((config.batch_size, *config.shape), dtype)
@@ -38,6 +39,10 @@ class Trainer:
     def step(self):
         """One step. FloatingPointError if each is checked and this one is not finite; no parameter has changed then."""
         self.batches.prepare(self.step_count)
+        rate = self.config.learning_rate(self.step_count)
+        if rate != self.rate:
+            self.adam.lr[...] = rate
+            self.rate = rate
         self._step()
         self.step_count += 1
 
