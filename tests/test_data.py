@@ -142,7 +142,7 @@ def test_a_folder_of_images(tmp_path, rng):
     assert "2 of 20 images, drawn at random, are held out" in found.notes[0]
     assert found.train.labels is None
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "30.png")
-    refused(tmp_path, "2 sizes, such as 8x8 and 16x8", "add --size 8 to have them")
+    refused(tmp_path, "several sizes, such as 8x8 and 16x8; add --size 8 to have them")
 
 
 def test_labels_stay_with_their_images(tmp_path):
@@ -426,9 +426,9 @@ def test_a_pickle_is_never_loaded(tmp_path, images):
         found = data.load(str(tmp_path / "a.npz"), None)
         assert any("pickle is never loaded" in note for note in found.notes) == (name == "labels")
         assert found.train.labels is None
-    for name in ("a.npy", "data_batch_1", "a.pkl"):
+    for name, word in (("a.npy", "a.npy"), ("a.pkl", "a kind that is not read"), ("data_batch_1", "CIFAR's pickles")):
         (tmp_path / name).write_bytes(pickle.dumps(Trap()))
-        refused(tmp_path / name, name)
+        refused(tmp_path / name, word)
     (tmp_path / "a.npz").write_bytes(pickle.dumps(Trap()))
     refused(tmp_path / "a.npz", "cannot be read")
     np.save(tmp_path / "b.npy", np.array([Trap()], object))

@@ -18,7 +18,7 @@ def convert(splits, size):
     size: the (H, W) that images are cropped and scaled to, or None. label_names: None, or what
     labels were if they were texts; label i is then label_names[i].
     """
-    limits = _limits(splits)
+    every = [split.images for split in splits]
     texts = [_texts(split.labels) for split in splits]
     label_names = sorted(set().union(*(text.tolist() for text in texts if text is not None)))
     converted = []
@@ -26,7 +26,7 @@ def convert(splits, size):
         notes = list(split.notes)
         labels = split.labels if text is None else np.searchsorted(label_names, text)
         try:
-            images = _as_images(split.images, limits, size, notes)
+            images = _as_images(split.images, every, size, notes)
             if labels is not None:
                 labels = _as_integers(labels, len(images), notes)
         except UserError as e:
@@ -36,7 +36,7 @@ def convert(splits, size):
     return converted, label_names or None
 
 
-def _as_images(images, limits, size, notes):
+def _as_images(images, every, size, notes):
     images = _channels_last(images, notes)
     if not len(images):
         raise UserError("it holds no images; give a file that does")
@@ -48,7 +48,7 @@ def _as_images(images, limits, size, notes):
             raise UserError(f"images of {found[0]}x{found[1]} that do not fit in memory cannot be "
                             "scaled; write them in the size you want, and leave --size out")
         return images
-    images = np.ascontiguousarray(_as_uint8(images, limits, notes))
+    images = np.ascontiguousarray(_as_uint8(images, every, notes))
     if size not in (None, found):
         return _scaled(images, size)
     if found == (28, 28):
@@ -71,27 +71,18 @@ def _channels_last(images, notes):
                     "or (N, 3, H, W)")
 
 
-def _limits(splits):
-    """{dtype: (least, greatest)}: the limits of all splits, in which a type means one thing."""
-    limits = {}
-    for split in splits:
-        dtype = split.images.dtype if isinstance(split.images, np.ndarray) else np.dtype(np.uint8)
-        if dtype != np.uint8 and dtype.kind in "uif" and split.images.size:
-            low, high = limits.get(dtype, (np.inf, -np.inf))
-            low = np.minimum(low, split.images.min())  # NaN if one is
-            limits[dtype] = low, np.maximum(high, split.images.max())
-    return limits
-
-
-def _as_uint8(images, limits, notes):
+def _as_uint8(images, every, notes):
+    """Images as uint8, on a scale that fits `every` array of their type: a type means one thing."""
     dtype = images.dtype
     if dtype == np.uint8:
         return images
     if dtype.kind == "b":
         return images * np.uint8(255)
-    if dtype not in limits:
+    if dtype.kind not in "uif":
         raise UserError(f"images of type {dtype}; save them as uint8, or floats from 0 to 1")
-    low, high = limits[dtype]
+    alike = [other for other in every if other.dtype == dtype and other.size]
+    low = np.min([other.min() for other in alike])  # NaN if one is
+    high = np.max([other.max() for other in alike])
     ranges = RANGES.get(dtype.name) or RANGES.get(dtype.kind) or [(0, 255)]
     fitting = [limit for limit in ranges if limit[0] <= low <= high <= limit[1]]  # none for NaN
     if not fitting:

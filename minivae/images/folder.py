@@ -3,7 +3,6 @@
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,28 +54,70 @@ def read(root, files, size, skip_damaged):
         groups, notes = _groups(files)
         files = list(itertools.chain(*groups))
         classes = _classes(files)
-        damaged = {}
-        pages = dict(_try(partial(photos.look, upright=size is None), root, files, damaged))
-        splits = []
-        if pages:
-            mode, shape = _common(pages, size)
-            load = partial(photos.read, mode=mode, shape=shape, scale=size is not None)
-            for group in groups:
-                count = sum(len(pages[file]) for file in group if file in pages)
-                images = np.empty((count, *shape), np.float32 if mode == "F" else np.uint8)
-                split = Split(images, None, path=root, names=[])
-                loaded = _try(load, root, [file for file in group if file in pages], damaged)
-                notes |= _fill(split, loaded, classes)
-                splits.append(split)
+        found = {}
+        damaged = []
+        sizes = set()
+        for file, (pages, said, error) in _each(root, files, size):
+            if error:
+                damaged.append(f"{file} ({error})")
+                continue
+            found[file] = pages
+            notes |= said
+            sizes.update(page.shape[:2] for page in pages)
+            if size is None:  # now, not when all of them are in memory
+                photos.refuse_sizes(sizes)
         if damaged:
-            listed = ", ".join(f"{file} ({why})" for file, why in damaged.items())
-            listed = f"{len(damaged)} of {len(files)} image files cannot be read: {listed}"
-            if not skip_damaged or len(damaged) == len(files):
+            listed = (f"{len(damaged)} of {len(files)} image files cannot be read: "
+                      f"{', '.join(damaged)}")
+            if not skip_damaged or not found:
                 raise UserError(f"{listed}; put good copies in their place, or add --skip-damaged "
                                 "to leave them out")
             notes.add(f"{listed}; they are left out")
+        channels = max(page.shape[2] for pages in found.values() for page in pages)
+        dtypes = {page.dtype for pages in found.values() for page in pages}
+        if len(dtypes) > 1:
+            raise UserError("some of its images have floating-point pixels and others have not; "
+                            "save them alike")
+        shape = (*sizes.pop(), channels)
+        splits = [_split(group, found, classes, shape, *dtypes) for group in groups]
+        for split in splits:
+            split.path = root
         splits[0].notes = sorted(notes)
         return splits
+
+
+def _each(root, files, size):
+    """(file, (pages, notes, error)) of each file, in turn; error says why it cannot be read."""
+    def attempt(file):
+        try:
+            return *photos.read(root / file, size), None
+        except MemoryError:
+            raise
+        except UnidentifiedImageError:
+            return None, None, "not an image"
+        except Exception as e:  # for damaged bytes Pillow raises more than a dozen kinds
+            return None, None, reason(e)
+
+    with ThreadPoolExecutor() as pool:
+        yield from zip(files, tqdm(pool.map(attempt, files), "reading images", len(files), delay=1,
+                                   leave=False, disable=None), strict=True)
+
+
+def _split(group, found, classes, shape, dtype):
+    """The Split of a group of files; it takes their pages out of `found`."""
+    pages = []
+    names = []
+    labels = []
+    for file in group:
+        of_file = found.pop(file, [])
+        for number, page in enumerate(of_file, 1):
+            pages.append(page)
+            names.append(f"{file.as_posix()}#{number}" if len(of_file) > 1 else file.as_posix())
+            labels.append(classes[file])
+    images = np.empty((len(pages), *shape), dtype)
+    for row in reversed(range(len(pages))):
+        images[row] = pages.pop()  # what is no longer needed is freed as it goes
+    return Split(images, None if None in labels else np.array(labels), names=names)
 
 
 def _groups(files):
@@ -119,56 +160,3 @@ def _classes(files):
     if len(stems) < 2:
         return dict.fromkeys(files)
     return dict(zip(files, names, strict=True))
-
-
-def _common(pages, size):
-    """(mode, shape): Pillow's mode and the (H, W, C) that all pages can take."""
-    found = set().union(*pages.values())
-    modes = {mode for _, _, mode in found}
-    if "F" in modes and len(modes) > 1:
-        raise UserError("some of its images have floating-point pixels and others bytes; save them "
-                        "alike")
-    mode = "RGB" if "RGB" in modes else modes.pop()
-    if size is None:
-        sizes = {(height, width) for height, width, _ in found}
-        photos.refuse_sizes(sizes)
-        size = sizes.pop()
-    return mode, (*size, 3 if mode == "RGB" else 1)
-
-
-def _try(function, root, files, damaged):
-    """(file, function(its path)) for each file; for one that fails, why goes into `damaged`."""
-    def attempt(file):
-        try:
-            return function(root / file), None
-        except MemoryError:
-            raise
-        except UnidentifiedImageError:
-            return None, "not an image"
-        except Exception as e:  # for damaged bytes Pillow raises more than a dozen kinds
-            return None, reason(e)
-
-    with ThreadPoolExecutor() as pool:
-        results = tqdm(pool.map(attempt, files), "reading images", len(files), delay=1,
-                       leave=False, disable=None)
-        for file, (result, error) in zip(files, results, strict=True):
-            if error:
-                damaged[file] = error
-            else:
-                yield file, result
-
-
-def _fill(split, loaded, classes):
-    """Write (file, (pages, notes)) into a Split, in turn; all notes."""
-    labels = []
-    all_notes = set()
-    for file, (pages, notes) in loaded:
-        all_notes |= notes
-        for number, page in enumerate(pages, 1):
-            split.images[len(labels)] = page
-            split.names.append(f"{file.as_posix()}#{number}" if len(pages) > 1 else file.as_posix())
-            labels.append(classes[file])
-    split.images = split.images[: len(labels)]
-    if None not in labels:
-        split.labels = np.array(labels)
-    return all_notes

@@ -16,11 +16,12 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 CSV = """import numpy as np
 a = np.loadtxt({file}, int, delimiter=",", skiprows=1)
 np.savez({npz}, images=a[:, 1:].reshape(-1, 28, 28), labels=a[:, 0])"""
-CIFAR = """import pickle, numpy as np
-read = lambda names: [pickle.load(open({file} + "/" + n, "rb"), encoding="bytes") for n in names]
+CIFAR = """import glob, pickle, numpy as np
+files = lambda *names: sorted(f for n in names for f in glob.glob({file} + "/" + n))
+read = lambda *names: [pickle.load(open(f, "rb"), encoding="bytes") for f in files(*names)]
 pixels = lambda part: np.concatenate([d[b"data"] for d in part]).reshape(-1, 3, 32, 32)
 labels = lambda part: np.concatenate([d.get(b"labels") or d[b"fine_labels"] for d in part])
-a, b = read({train}), read({test})
+a, b = read("data_batch_?", "train"), read("test_batch", "test")
 np.savez({npz}, x_train=pixels(a), y_train=labels(a), x_test=pixels(b), y_test=labels(b))"""
 
 
@@ -81,21 +82,13 @@ def _read_archive(path, size, skip_damaged):
 
 
 def _refuse_cifar(path, names):
-    if "data_batch_1" in names or "test_batch" in names:
-        train = [f"data_batch_{i}" for i in range(1, 6)]
-        test = ["test_batch"]
-    elif {"train", "test", "meta"} <= set(names):
-        train = ["train"]
-        test = ["test"]
-    else:
-        return
-    line = _line(CIFAR, path, train=train, test=test)
-    raise UserError(f"{path} holds CIFAR's pickles, which could run any program and are never read; "
-                    f"if you trust them (unpacked, if they are in an archive), this converts them: {line}")
+    if "data_batch_1" in names or {"train", "test", "meta"} <= set(names):
+        raise UserError(f"{path} holds CIFAR's pickles, which could run any program and are never "
+                        "read; if you trust them (unpacked, if they are in an archive), this "
+                        f"converts them: {_line(CIFAR, path)}")
 
 
-def _line(code, path, **names):
+def _line(code, path):
     """The shell's command that runs `code`, which makes an .npz of `path`."""
-    values = {"file": str(path), "npz": f"{path}.npz", **names}
-    code = code.format(**{name: json.dumps(value) for name, value in values.items()})
-    return f"python -c {shlex.quote(code.replace(chr(10), '; '))}"
+    code = code.format(file=json.dumps(str(path)), npz=json.dumps(f"{path}.npz"))
+    return f"python -c {shlex.quote('; '.join(code.splitlines()))}"
