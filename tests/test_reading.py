@@ -175,8 +175,14 @@ def test_float_tiff_is_scaled_by_the_range_of_all(tmp_path):
     images, _ = everything(found)
     np.testing.assert_array_equal(images[:, 0, 0, 0], np.round(np.arange(10) / 9 * 255))
     assert notes(found, "float32 pixels from 0 to 1 are taken to be on a scale from 0 to 1")
-    images, _ = everything(load(tmp_path, size=(24, 24)))
-    assert images[9].max() > images[1].max() > 0
+    edge = np.zeros((32, 32), np.float32)
+    edge[:, 9:20] = 1
+    save(tmp_path / "edge.tif", edge)
+    found = load(tmp_path, size=(24, 24))
+    assert notes(found, "float32 pixels from 0 to 1 are")
+    assert everything(found)[0][10].max() == 255
+    save(tmp_path / "byte.tif", np.zeros((32, 32), np.uint8))
+    refused(tmp_path, "some of its images have floating-point pixels and others have not")
 
 
 def test_all_pages_are_images(tmp_path, rng):
@@ -330,6 +336,10 @@ def test_errors_in_an_archive_name_it(tmp_path, rng):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as f:
         f.writestr("photos/a.png", b"")
     refused(tmp_path / "a.zip", f"{tmp_path}/a.zip: 1 of 1 image files cannot be read: photos/a.png")
+    save(tmp_path / "a.png", im(rng))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as f:
+        f.write(tmp_path / "a.png", "a.png")
+    refused(tmp_path / "a.zip", f"{tmp_path}/a.zip holds 1 images; at least 10 are needed")
 
 
 def test_nothing_leaves_an_archive(tmp_path, rng):
@@ -367,6 +377,8 @@ def test_the_only_array_of_images(tmp_path, images, name, kind):
     found = load(tmp_path / f"a.{kind}")
     np.testing.assert_array_equal(everything(found)[0], images)
     assert (found.train.labels is None) == (name.lower() == "images")  # which has labels of its own name
+    write(tmp_path / f"a.{kind}", {name: images, "y": np.arange(3)})
+    assert load(tmp_path / f"a.{kind}").train.labels is None
     write(tmp_path / f"a.{kind}", {"a": images, "b": images})
     refused(tmp_path / f"a.{kind}", "it holds a, b; name its images train and test, or images")
 
@@ -403,7 +415,7 @@ def test_labels_in_other_forms(tmp_path, images, kind):
     assert found.label_names == ["cat", "dog", "emu", "gnu"]
     np.testing.assert_array_equal(found.train.labels, np.array([1, 0, 3, 2])[classes])
     np.testing.assert_array_equal(found.test.labels, [2, 3])
-    for labels in (np.zeros((40, 5)), np.full(40, 0.5), np.full(40, np.nan), np.full(40, np.inf)):
+    for labels in (np.zeros((40, 5)), np.full((40, 5), 0.2), np.full(40, 0.5), np.full(40, np.nan), np.full(40, np.inf)):
         write(path, {"x_train": images, "y_train": labels})
         found = load(path)
         assert found.train.labels is None
@@ -450,8 +462,8 @@ def test_idx(tmp_path, rng):
     images = rng.integers(0, 256, (30, 28, 28), np.uint8)
     labels = np.arange(30, dtype=np.uint8) % 10
 
-    def idx(array):
-        return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    def idx(array, kind=8):
+        return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
 
     pair = tmp_path / "pair"
     pair.mkdir()
@@ -461,12 +473,16 @@ def test_idx(tmp_path, rng):
     found = load(path)
     np.testing.assert_array_equal(everything(found)[0][:, 2:-2, 2:-2, 0], images)
     assert len(found.train.labels) == 27
+    for kind, dtype in ((11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")):
+        path.write_bytes(idx(images.astype(dtype), kind))
+        np.testing.assert_array_equal(everything(load(path))[0][:, 2:-2, 2:-2, 0], images)
     four = tmp_path / "four"
     four.mkdir()
     for split, rows in (("train", slice(20)), ("t10k", slice(20, 30))):
         (four / f"{split}-images-idx3-ubyte").write_bytes(idx(images[rows]))
         (four / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images[rows])))
         (four / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels[rows])))
+    (four / "._t10k-images-idx3-ubyte").write_bytes(b"AppleDouble")
     found = load(four)
     np.testing.assert_array_equal(found.train.images[:, 2:-2, 2:-2, 0], images[:20])
     np.testing.assert_array_equal(found.test.images[:, 2:-2, 2:-2, 0], images[20:])

@@ -157,6 +157,4 @@ def _classes(files):
         if name.lower() in PAIRED and stems[name] & stems[other]:
             raise UserError(f"{name}/ and {other}/ hold files of the same names, which look like "
                             "pairs; give one of the two folders, or move the other elsewhere")
-    if len(stems) < 2:
-        return dict.fromkeys(files)
     return dict(zip(files, names, strict=True))
