@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import pickle
 import shutil
 import struct
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image, ImageOps, features
+from test_cli import run
 
 from minivae.errors import UserError
 from minivae.images import data, summary
@@ -415,7 +417,7 @@ def test_labels_in_other_forms(tmp_path, images, kind):
     assert found.label_names == ["cat", "dog", "emu", "gnu"]
     np.testing.assert_array_equal(found.train.labels, np.array([1, 0, 3, 2])[classes])
     np.testing.assert_array_equal(found.test.labels, [2, 3])
-    for labels in (np.zeros((40, 5)), np.full((40, 5), 0.2), np.full(40, 0.5), np.full(40, np.nan), np.full(40, np.inf)):
+    for labels in (np.zeros((40, 5)), np.full((40, 5), 0.2), *(np.full(40, value) for value in (0.5, np.nan, np.inf))):
         write(path, {"x_train": images, "y_train": labels})
         found = load(path)
         assert found.train.labels is None
@@ -598,3 +600,49 @@ def test_streamed_images_are_described_by_some(tmp_path, images, monkeypatch):
     assert f"mean {images[::2].mean():.1f}" in found.summary
     refused(tmp_path / "a.h5", "cannot be scaled", size=(16, 16))
     assert load(tmp_path / "a.h5", size=(8, 8)).train.sha256 == found.train.sha256
+
+
+# in commands
+
+
+def test_photographs_are_trained_on_and_resumed(tmp_path, rng):
+    """24 of 24 sizes, one of them damaged since: what the run was given, every later command takes too."""
+    for i in range(24):
+        save(tmp_path / "photos" / f"{i:02}.jpg", im(rng, 40 + i, 64 - i))
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"")
+    done = run("--data", "photos", "--skip-damaged", "--steps", 1, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 2 and "add --size 40 to have them" in done.stderr
+    done = run("--data", "photos", "--size", 32, "--steps", 1, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 2 and "1 of 25 image files cannot be read: a.jpg (not an image)" in done.stderr
+    done = run("--data", "photos", "--size", "32x16", "--skip-damaged", "--steps", 2, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "photos: 22 training and 2 test images of 32x16x3, uint8, pixels from " in done.stdout
+    assert "no labels; batches of 22\n" in done.stdout and "they are left out\n" in done.stdout
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["size"] == [32, 16] and config["skip_damaged"] is True and config["batch_size"] == 22
+    done = run("resume", "run", "--steps", 3, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert run("reconstruct", "run", cwd=tmp_path).returncode == 0
+
+
+def test_data_that_moved(tmp_path, images):
+    """Any command is told where they are now; resume keeps it; other images are refused."""
+    np.save(tmp_path / "old.npy", images)
+    assert run("--data", "old.npy", "--steps", 1, "--out", "run", cwd=tmp_path).returncode == 0
+    (tmp_path / "old.npy").rename(tmp_path / "new.npy")
+    done = run("reconstruct", "run", cwd=tmp_path)
+    assert done.returncode == 2 and "--data" in done.stderr and "old.npy: No such file" in done.stderr
+    for command in ("reconstruct", "interpolate"):
+        assert run(command, "run", "--data", "new.npy", cwd=tmp_path).returncode == 0
+    assert run("resume", "run", "--steps", 2, "--data", "new.npy", cwd=tmp_path).returncode == 0
+    assert run("reconstruct", "run", cwd=tmp_path).returncode == 0
+    np.save(tmp_path / "other.npy", images + 1)
+    done = run("resume", "run", "--steps", 3, "--data", "other.npy", cwd=tmp_path)
+    assert done.returncode == 2 and "other.npy holds other images than run was trained on" in done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == str(tmp_path / "new.npy")
+
+
+@pytest.mark.parametrize("text", ["33", "0", "32x", "x32", "32x33", "-8", "a", "8x8x8", ""])
+def test_sizes_that_no_model_takes(tmp_path, text):
+    done = run(f"--size={text}", cwd=tmp_path)
+    assert done.returncode == 2 and "is not a side or HEIGHTxWIDTH, in pixels that 8 divides" in done.stderr
