@@ -16,7 +16,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 (before anything that an older one
 
 from minivae import __version__
 from minivae.errors import UserError, run_command
-from minivae.training.settings import KLS, batch_size, last_rate, log_every, positive, rate, seed, sigma
+from minivae.training.settings import KLS, batch_size, last_rate, log_every, positive, rate, seed, sigma, size
 
 DATA = Path(os.environ.get("MINIVAE_DATA") or Path(__file__).resolve().parent / "data")
 SOURCES = ("housenumbers", "svhn", "svhn-extra")
@@ -72,6 +72,9 @@ def parser(command):
                    formatter_class=HelpFormatter)
     if command in OF_A_RUN:
         p.add_argument("run", metavar="RUN", help="directory of the run")
+    if command in OF_DATA:
+        p.add_argument("--data", type=source, default=argparse.SUPPRESS,
+                       help="where the run's images are now (default: where they were)")
     if command == "resume":
         p.add_argument("--steps", type=positive, default=argparse.SUPPRESS,
                        help="training steps of the run in all, those already made included (default: as before)")
@@ -102,11 +105,16 @@ def train_parser():
                formatter_class=HelpFormatter)
     p.add_argument("--version", action="version", version=f"minivae {__version__}", help="show the version and exit")
     p.add_argument("--data", type=source, default="housenumbers",
-                   help=f"images to train on: the path of a folder, an .npz or an .h5, or {', '.join(SOURCES)}, which "
-                        "are kept in data/ or in the folder that the environment variable MINIVAE_DATA names")
+                   help="images to train on: the path of a folder, an archive or a file of arrays (data/README.md), or "
+                        f"{', '.join(SOURCES)}, which are kept in data/ or in the folder that the environment variable "
+                        "MINIVAE_DATA names")
+    p.add_argument("--size", type=size, metavar="N|HxW", default=argparse.SUPPRESS,
+                   help="crop images to this shape and scale them to it, in pixels (default: take them as they are)")
+    p.add_argument("--skip-damaged", action="store_true", help="leave out image files that cannot be read")
     p.add_argument("--steps", type=positive, default=argparse.SUPPRESS,
                    help="number of training steps (default: 2000 on a CPU, 50000 on a GPU)")
-    p.add_argument("--batch-size", type=batch_size, default=64, help="images in a training step")
+    p.add_argument("--batch-size", type=batch_size, default=argparse.SUPPRESS,
+                   help="images in a training step (default: 64, or all training images if they are fewer)")
     p.add_argument("--latent", type=positive, default=10, help="dimensions of the latent code")
     p.add_argument("--lr", type=rate, default=1e-3, help="Adam's learning rate in the first three quarters of the run")
     p.add_argument("--lr-end", type=last_rate, default=0.0,
@@ -146,12 +154,12 @@ def operations(args):
     return numpy_ops
 
 
-def load_data(source):
-    """The data set, its notes printed."""
+def load_data(source, *how):
+    """The data set, its notes printed. how: the size and skip_damaged of data.load."""
     from minivae.images import data
 
     try:
-        dataset = data.load(source, DATA)
+        dataset = data.load(source, DATA, *how)
     except UserError as e:
         if source in SOURCES and not os.access(DATA, os.W_OK):
             raise UserError(f"{e}; or set the environment variable MINIVAE_DATA to a folder for data") from e
@@ -170,16 +178,20 @@ def train(args):
     from minivae.training.settings import Config
     from minivae.training.trainer import Trainer
 
-    dataset = load_data(args.data)
-    if args.batch_size > len(dataset.train.images):
-        raise UserError(f"--batch-size {args.batch_size} exceeds the {len(dataset.train.images)} training images")
+    how = (getattr(args, "size", None), args.skip_damaged)
+    dataset = load_data(args.data, *how)
+    count = len(dataset.train.images)
+    batch = getattr(args, "batch_size", min(64, count))
+    print(f"{dataset.summary}; batches of {batch}")
+    if batch > count:
+        raise UserError(f"--batch-size {batch} exceeds the {count} training images")
     steps = getattr(args, "steps", 50000 if args.gpu else 2000)
-    config = Config(args.data, steps, args.batch_size, args.latent, args.lr, args.seed, args.kl, args.log_every,
+    config = Config(args.data, steps, batch, args.latent, args.lr, args.seed, args.kl, args.log_every,
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
-                    dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end)
+                    dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end, *how)
     trainer = Trainer(config, dataset.train.images, ops)
     run = Run.create(getattr(args, "out", None), dataset.name, config)
-    print(f"{steps} steps on {len(dataset.train.images)} images of {dataset.name}, into {run.folder}")
+    print(f"{steps} steps on {count} images of {dataset.name}, into {run.folder}")
     return finish(args, run, trainer, train_run(run, trainer, test_subset(dataset.test.images)))
 
 
@@ -194,7 +206,7 @@ def resume(args):
 
     run = Run.open(args.run)
     run.lock()
-    dataset = matching_data(run)
+    dataset = matching_data(run, args)
     trainer = Trainer(run.config, dataset.train.images, ops)
     seconds = 0.0
     if (run / "checkpoint.h5").exists() or (run / checkpoint.PREVIOUS).exists():
@@ -221,11 +233,15 @@ def finish(args, run, trainer, signal):
     return 128 + signal if signal else 0
 
 
-def matching_data(run):
-    """The run's data set. UserError if its images are not those that the run was made with."""
-    dataset = load_data(run.config.data)
-    if (dataset.train.sha256, dataset.test.sha256) != (run.config.train_sha256, run.config.test_sha256):
-        raise UserError(f"{run.config.data} holds other images than {run.folder} was trained on; restore the old ones")
+def matching_data(run, args):
+    """The run's data set, from where it is now. UserError if its images are not those that the run was made with."""
+    config = run.config
+    config.data = getattr(args, "data", config.data)
+    dataset = load_data(config.data, config.size, config.skip_damaged)
+    print(dataset.summary)
+    if (dataset.train.sha256, dataset.test.sha256) != (config.train_sha256, config.test_sha256):
+        raise UserError(f"{config.data} holds other images than {run.folder} was trained on; restore the old ones, or "
+                        "say with --data where they are")
     return dataset
 
 
@@ -259,7 +275,7 @@ def reconstruct(args):
     from minivae.images.data import test_subset
     from minivae.training import figures
 
-    figures.draw_reconstructions(run / "reconstructions.png", vae, test_subset(matching_data(run).test.images))
+    figures.draw_reconstructions(run / "reconstructions.png", vae, test_subset(matching_data(run, args).test.images))
     print_pictures(run, "reconstructions.png")
 
 
@@ -269,7 +285,7 @@ def interpolate(args):
     from minivae.images.data import test_subset
     from minivae.training import figures
 
-    figures.draw_interpolation(run / "interpolation.png", vae, test_subset(matching_data(run).test.images))
+    figures.draw_interpolation(run / "interpolation.png", vae, test_subset(matching_data(run, args).test.images))
     print_pictures(run, "interpolation.png")
 
 
@@ -279,7 +295,7 @@ def evaluate(args):
 
     run, vae, step = open_model(args)
     settings = {name: getattr(args, name, value) for name, value in (card.GPU if args.gpu else card.CPU).items()}
-    card.evaluate(run, vae, matching_data(run), step, **settings, seed=args.seed)
+    card.evaluate(run, vae, matching_data(run, args), step, **settings, seed=args.seed)
     print_pictures(run, "density.png", "density.json")
 
 
@@ -298,6 +314,7 @@ def print_pictures(run, *names):
 
 COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, evaluate, gradcheck)}
 OF_A_RUN = COMMANDS.keys() - {"train", "gradcheck"}
+OF_DATA = OF_A_RUN - {"sample"}
 
 
 def main(argv):

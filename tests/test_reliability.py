@@ -373,7 +373,7 @@ def test_other_data_or_settings_are_refused(ops, saved):
     """Each of them, but for those that change no step."""
     others = dict(batch_size=15, latent=3, lr=2e-3, lr_end=0.0, seed=1, kl="analytic", log_every=5, shape=(16, 8, 3),
                   train_sha256="c", test_sha256="c", sigma=0.5)
-    free = dict(data="elsewhere", steps=99, eval_every=3, checkpoint_every=4)
+    free = dict(data="elsewhere", size=[8, 8], skip_damaged=True, steps=99, eval_every=3, checkpoint_every=4)
     assert others.keys() | free.keys() == {field.name for field in dataclasses.fields(Config)}
     t = trainer(ops, np.float32)
     for name, value in others.items():
@@ -649,6 +649,7 @@ WRONG = {
     "shape": [None, 3, [], [8, 8], [8, 8, 2], [8, 9, 3], [0, 8, 3], ["8", 8, 3], [8.0, 8, 3], [8, 8, 3, 1], "883"],
     "lr_end": [-1e-9, "nan", "x", [], True],
     "sigma": ["0", "-1", "nan", "inf", "wide", 0, None, "", [], True],
+    "size": ["33", "x", 32, [32], [32, 33], [32.0, 32], [0, 8], [True, 8]], "skip_damaged": [None, 0, "true"],
 }
 
 
@@ -661,7 +662,7 @@ def test_every_field_of_the_configuration(saved):
             path.write_text(json.dumps(good | {name: value}))
             with pytest.raises(UserError, match=f"config.json: {name} .* is not .*put the right value back"):
                 Run.open(saved.folder)
-        if name not in ("sigma", "lr_end"):  # which have defaults
+        if name not in ("sigma", "lr_end", "size", "skip_damaged"):  # which have defaults
             path.write_text(json.dumps({k: v for k, v in good.items() if k != name}))
             with pytest.raises(UserError, match="not a run's configuration"):
                 Run.open(saved.folder)

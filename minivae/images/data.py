@@ -9,9 +9,11 @@ import numpy as np
 
 from minivae.errors import UserError
 from minivae.files import cannot_write, replacing
-from minivae.images import readers
-from minivae.images.readers import Split
+from minivae.images import arrays, mat, readers
+from minivae.images.convert import convert
+from minivae.images.split import Split
 from minivae.images.stream import Streamed, chunks, sha256
+from minivae.images.summary import summary, warnings
 
 SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
 SVHN_MD5 = {"train": "e26dedcc434d2e4c54c9b2d4a06d8373", "test": "eb5a983be6a315427106f1b164d9cef3",
@@ -21,31 +23,41 @@ TEST_IMAGES = 5000  # that losses are evaluated on, at most: as many as the refe
 
 @dataclass
 class Dataset:
-    """name can name a folder; notes are lines that the user should read."""
+    """name can name a folder; notes are lines that the user should read.
+
+    label_names[i] is what label i was called, None if labels are numbers. summary is a line that
+    says what was read.
+    """
 
     name: str
     train: Split
     test: Split
     notes: list
+    label_names: list | None = None
+    summary: str = ""
 
 
-def load(source, folder):
+def load(source, folder, size=None, skip_damaged=False):
     """The Dataset of "housenumbers", "svhn", "svhn-extra" (which are kept in `folder`) or a path.
 
-    UserError for whatever is missing, damaged or of the wrong kind.
+    size: the (H, W) to which images are cropped and scaled, None to take them as they are.
+    skip_damaged: leave out image files that cannot be read. UserError for whatever is missing,
+    damaged or of the wrong kind.
     """
+    size = None if size is None else tuple(size)
     if source == "housenumbers":
-        return _dataset(source, _housenumbers(folder))
+        return _dataset(source, _housenumbers(folder), size)
     if source in ("svhn", "svhn-extra"):
-        train = _download(folder, "extra" if source == "svhn-extra" else "train")
-        return _dataset(source, readers.mat([train, _download(folder, "test")]))
-    path = Path(source)
+        names = ("extra" if source == "svhn-extra" else "train", "test")
+        paths = [_download(folder, name) for name in names]
+        return _dataset(source, [mat.read(path) for path in paths], size)
+    path = Path(source).expanduser()
     try:
         path.stat()
     except OSError as e:
         raise UserError(f"--data {source}: {e.strerror}; give a path that can be read, or "
                         "housenumbers, svhn or svhn-extra") from e
-    return _dataset(path.stem or "data", readers.read(path))
+    return _dataset(path.stem or "data", readers.read(path, size, skip_damaged), size)
 
 
 def test_subset(images):
@@ -102,7 +114,7 @@ def _housenumbers(folder):
         made = ((split, *housenumbers.make(split)) for split in housenumbers.COUNTS)
         write_hdf5(path, "minivae.housenumbers, seed 0", made)
     try:
-        return readers.hdf5(path)
+        return arrays.hdf5(path)
     except UserError as e:
         raise UserError(f"{e}; if you delete {path.name}, it is made again") from e
 
@@ -121,10 +133,12 @@ def _download(folder, split):
                         "other means") from e
 
 
-def _dataset(name, splits):
-    """The Dataset of a reader's Splits, checked; without a test split a tenth is held out."""
-    notes = []
-    splits = [_checked(split) for split in splits]
+def _dataset(name, splits, size):
+    """The Dataset of a reader's Splits; without a test split a tenth is held out."""
+    splits, label_names = convert(splits, size)
+    notes = [note for split in splits for note in split.notes]
+    for split, of in zip(splits, ("training", "test"), strict=False):
+        notes += warnings(split, of)
     train = splits[0]
     if len(splits) == 1:
         splits = _held_out(train)
@@ -133,17 +147,14 @@ def _dataset(name, splits):
     shape, test_shape = (split.images.shape[1:] for split in splits)
     if shape != test_shape:
         raise UserError(f"{train.path}: training images are {shape} and test images {test_shape}; "
-                        "give both the same size and channels")
+                        "give both the same channels and, with --size, the same size")
     if len(splits[0].images) < 2:
         raise UserError(f"{train.path} holds 1 training image; batch statistics need at least 2")
-    if shape[:2] == (28, 28):
-        notes.append("28x28 images are padded with 2 pixels of zeros on each side, to 32x32")
-        for split in splits:
-            split.images = np.pad(split.images, ((0, 0), (2, 2), (2, 2), (0, 0)))
-            split.sha256 = None
     for split in splits:
         split.sha256 = split.sha256 or sha256(split.images)
-    return Dataset(name, *splits, notes)
+    dataset = Dataset(name, *splits, list(dict.fromkeys(notes)), label_names)
+    dataset.summary = summary(dataset)
+    return dataset
 
 
 def _held_out(split):
@@ -160,51 +171,5 @@ def _held_out(split):
 
 def _rows(split, rows):
     labels = None if split.labels is None else split.labels[rows]
-    return Split(split.images[rows], labels, path=split.path)
-
-
-def _checked(split):
-    """The Split with images (N, H, W, C) uint8, of a size that a model takes, and labels int64."""
-    try:
-        images = _as_images(split.images)
-        labels = None if split.labels is None else _as_integers(split.labels, len(images))
-    except UserError as e:
-        raise UserError(f"{split.path}: {e}") from e
-    unchanged = images is split.images
-    return Split(images, labels, split.sha256 if unchanged else None, split.path)
-
-
-def _as_images(images):
-    if len(images.shape) == 3 and isinstance(images, np.ndarray):
-        images = images[..., None]
-    if len(images.shape) != 4 or images.shape[3] not in (1, 3):
-        raise UserError(f"images of shape {images.shape}; save them as (N, H, W), (N, H, W, 1) or "
-                        "(N, H, W, 3)")
-    count, height, width, _ = images.shape
-    if not count:
-        raise UserError("it holds no images; give a file that does")
-    if (height, width) != (28, 28) and (height % 8 or width % 8 or not height or not width):
-        raise UserError(f"images of {height}x{width} pixels; scale them so that 8 divides both")
-    return images if isinstance(images, Streamed) else np.ascontiguousarray(_as_uint8(images))
-
-
-def _as_integers(labels, count):
-    if labels.shape != (count,):
-        raise UserError(f"labels of shape {labels.shape} for {count} images; save one for each")
-    if labels.dtype.kind not in "uif" or not np.array_equal(labels, np.trunc(labels)):
-        raise UserError(f"labels of type {labels.dtype}, not whole numbers; save them as integers")
-    return labels.astype(np.int64)
-
-
-def _as_uint8(images):
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype.kind not in "uif":
-        raise UserError(f"images of type {images.dtype}; save them as uint8, or floats from 0 to 1")
-    low = images.min()
-    high = images.max()
-    top = 1 if images.dtype.kind == "f" else 255
-    if not 0 <= low <= high <= top:  # false of NaN as well
-        raise UserError(f"{images.dtype} pixels from {low} to {high}; save them from 0 to {top}")
-    scale = 255 / top
-    return np.concatenate([np.round(chunk * scale).astype(np.uint8) for chunk in chunks(images)])
+    names = None if split.names is None else [split.names[row] for row in rows]
+    return Split(split.images[rows], labels, path=split.path, names=names)

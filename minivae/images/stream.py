@@ -58,6 +58,8 @@ class Streamed:
     UserError if the file has become shorter: a memory map would end the process, HDF5 return zeros.
     """
 
+    dtype = np.dtype(np.uint8)
+
     def __init__(self, dataset):
         self.path = dataset.file.filename
         self.shape = dataset.shape

@@ -25,7 +25,8 @@ from minivae.training.settings import Config
 
 SEAL = 512  # bytes of the HDF5 user block
 PREVIOUS = "checkpoint-previous.h5"
-FREE = {"data", "steps", "eval_every", "checkpoint_every"}  # settings that change no finished step; data have a sha256
+# settings that change no finished step; the images have a sha256
+FREE = {"data", "size", "skip_damaged", "steps", "eval_every", "checkpoint_every"}
 
 
 class Damaged(Exception):

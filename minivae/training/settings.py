@@ -1,6 +1,7 @@
 """A run's settings, and the values that each may have: run.py's options and config.json share these parsers."""
 
 import json
+import re
 import sys
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, fields
@@ -63,6 +64,25 @@ def shape(value):
     return tuple(value)
 
 
+def size(value):
+    """[H, W], to which images are cropped and scaled, of "N", "HxW" or a list; None leaves them as they are."""
+    if value is None:
+        return None
+    sides = value
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", value)):
+        sides = [int(match[1]), int(match[2] or match[1])]
+    if not (isinstance(sides, list) and len(sides) == 2 and all(type(n) is int and n > 0 for n in sides)
+            and sides[0] % 8 == sides[1] % 8 == 0):
+        raise ArgumentTypeError(f"{value!r:.80} is not a side or HEIGHTxWIDTH, in pixels that 8 divides")
+    return sides
+
+
+def flag(value):
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{value!r:.80} is not true or false")
+    return value
+
+
 def text(value):
     if not isinstance(value, str):
         raise ArgumentTypeError(f"{value!r:.80} is not a text")
@@ -72,7 +92,7 @@ def text(value):
 PARSERS = {
     "data": text, "steps": positive, "batch_size": batch_size, "latent": positive, "lr": rate, "seed": seed, "kl": kl,
     "log_every": log_every, "eval_every": positive, "checkpoint_every": positive, "shape": shape,
-    "train_sha256": text, "test_sha256": text, "sigma": sigma, "lr_end": last_rate,
+    "train_sha256": text, "test_sha256": text, "sigma": sigma, "lr_end": last_rate, "size": size, "skip_damaged": flag,
 }
 
 
@@ -98,6 +118,8 @@ class Config:
     test_sha256: str
     sigma: float | str = 1.0
     lr_end: float | None = None
+    size: list | None = None
+    skip_damaged: bool = False
 
     def __post_init__(self):
         if self.lr_end is None:
