@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from emulator import emulator
 
-from minivae import gradcheck
+from minivae import checks, gradcheck
 from minivae.errors import UserError
 from minivae.ops import cuda_module, numpy_ops, plain
+from minivae.vae import Widths
 
 GOLDEN = Path(__file__).parent / "golden"
 FIRST = ["test_philox", "test_ops", "test_gaussian", "test_sigma", "test_layers", "test_vae", "test_fast_ops",
@@ -42,6 +43,19 @@ def check(rng):
                 f"{name}: {analytic} is not {numeric}; worst elements {gradcheck.elements(f, array, grad, rng)}")
 
     return check
+
+
+@pytest.fixture
+def few_checks(monkeypatch):
+    """few_checks(*cases): run checks these small cases, a tiny model in place of the reference's, and odd sizes."""
+
+    def few_checks(*cases):
+        tiny = checks.REFERENCE._replace(shape=(8, 8, 1), widths=checks.SMALL)
+        monkeypatch.setattr(checks, "REFERENCE", tiny)
+        monkeypatch.setattr(checks, "MANY_PIECES", tiny._replace(batch=40, widths=Widths((4, 5, 6), 7, (8, 33, 5))))
+        monkeypatch.setattr(checks, "SMALL_CASES", list(cases))
+
+    return few_checks
 
 
 @pytest.fixture(scope="session")

@@ -81,19 +81,6 @@ def test_elbo_gradients(ops, rng, check, kl, shape, train):
     check(f, {"x": (x, dx)} | {p.name: (p.value, p.grad.copy()) for p in vae.params.trained})
 
 
-@pytest.fixture
-def few_checks(monkeypatch):
-    """few_checks(*cases): run checks these small cases, a tiny model in place of the reference's, and odd sizes."""
-
-    def few_checks(*cases):
-        tiny = checks.REFERENCE._replace(shape=(8, 8, 1), widths=checks.SMALL)
-        monkeypatch.setattr(checks, "REFERENCE", tiny)
-        monkeypatch.setattr(checks, "MANY_PIECES", tiny._replace(batch=40, widths=Widths((4, 5, 6), 7, (8, 33, 5))))
-        monkeypatch.setattr(checks, "SMALL_CASES", list(cases))
-
-    return few_checks
-
-
 def small_case(**settings):
     return checks.SMALL_CASES[0]._replace(**settings)
 
