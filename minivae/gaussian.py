@@ -4,7 +4,7 @@ The loss of one image, in nats, is the negative evidence lower bound less a cons
 
     loss = rec + kl      rec = -ln p(x|z) - (D/2) ln 2 pi      kl = ln q(z|x) - ln p(z)  at the sampled z
 
-Source: Kingma and Welling, arXiv 1312.6114. The whole derivation on one page: docs/elbo.md.
+Source: Kingma and Welling, arXiv 1312.6114. docs/elbo.md derives q(z|x) and the KL, docs/gradients.md p(x|z).
 """
 
 import math

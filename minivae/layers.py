@@ -2,7 +2,7 @@
 
 dy, dx, dw, ... are always dL/d of that. A layer runs once a step, so gradients are assigned, not accumulated. A layer
 writes its results into arrays of its own, which its next call with the same shapes overwrites. The arithmetic is that
-of params.ops, and ops/plain.py defines it.
+of params.ops, which ops/plain.py defines and docs/gradients.md derives.
 
 An affine layer before a batch norm has no bias: batch norm subtracts the channel's mean, the bias with it, so its
 gradient is exactly zero. beta does its work.

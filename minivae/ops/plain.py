@@ -1,7 +1,7 @@
 """The definition of every operation: plain NumPy, as one would write it on paper, each backward below its forward.
 
 Everything else is held to this file: numpy_ops and the CUDA kernels operation by operation, and this file itself by
-finite differences (python run.py gradcheck). The letters of the shapes are in ops/__init__.py.
+finite differences (python run.py gradcheck). docs/gradients.md derives each; ops/__init__.py has the shapes' letters.
 """
 
 import numpy as np
