@@ -3,8 +3,8 @@
     m = beta1 m + (1 - beta1) g      v = beta2 v + (1 - beta2) g^2
     p -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps)
 
-The paper's eps would stand inside the bias correction; TensorFlow's is larger by 1 / sqrt(1 - beta2^t) early on. Why the
-correction is needed, and what beta1 = 0.5 does: docs/gradients.md.
+The paper's eps would stand inside the bias correction; TensorFlow's is larger by 1 / sqrt(1 - beta2^t) early on.
+docs/gradients.md says why the correction is needed, and what beta1 = 0.5 does.
 """
 
 import numpy as np

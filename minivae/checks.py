@@ -27,18 +27,18 @@ SMALL_CASES = [Case((24, 8, 3), 5, SMALL, kl, sigma, train)  # 3 x 1 pixels at t
                for sigma in (1.0, 0.3, *FITTED_SIGMAS) for kl in ("sample", "analytic") for train in (True, False)]
 
 
-def model_rows(ops, case, latent=10):
+def model_rows(ops, case, latent=10, dtype=np.float64):
     """The rows of a model on a fixed batch; backward comes to the lowest row first, to x last.
 
     Vectors of parameters and moving statistics start where gradients are dull (1, 0, 0), so they are moved off it.
     """
     rng = np.random.default_rng(0)
-    vae = VAE(case.shape, latent, ops, np.float64, 0, case.kl, case.widths, case.sigma)
+    vae = VAE(case.shape, latent, ops, dtype, 0, case.kl, case.widths, case.sigma)
     for p in vae.params.trained + vae.params.state:
         if len(p.shape) == 1 or p.grad is None:
             p.value += ops.xp.asarray(rng.uniform(-0.3, 0.3, p.shape))
-    x = ops.xp.asarray(rng.uniform(-1, 1, (case.batch, *case.shape)))
-    eps = ops.xp.asarray(rng.standard_normal((case.batch, latent)))
+    x = ops.xp.asarray(rng.uniform(-1, 1, (case.batch, *case.shape)), dtype)
+    eps = ops.xp.asarray(rng.standard_normal((case.batch, latent)), dtype)
 
     def loss():
         rec, kl = vae.forward(x, eps, case.train)
