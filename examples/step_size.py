@@ -1,6 +1,6 @@
 """How far finite differences can be trusted: the error of gradcheck's comparison against the step h.
 
-    PYTHONPATH=. python examples/step_size.py
+    python examples/step_size.py
 
 draws docs/step_size.png and writes the table of docs/gradients.md, in some seconds. For float64 and float32, and for
 each h, it checks every gradient of the small models that gradcheck uses (both kinds of KL, training and test mode).

@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -49,3 +50,16 @@ def test_links_lead_somewhere(page):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, anchor
+
+
+def test_the_densities_that_questions_quotes_are_those_measured():
+    text = (DOCS / "questions.md").read_text()
+    measured = json.loads((DOCS.parent / "benchmarks/results/density.json").read_text())
+    results = {r["sigma"].split()[0]: r for r in measured}
+    for name, short in (("1", 4), ("optimal", 869)):
+        gap = results[name]["ais"]["nats_per_image"] - results[name]["same_elbo"]["nats_per_image"]
+        assert round(gap) == short and f"{short} nats short" in " ".join(text.split())
+    one = results["1"]
+    for value in (one["same_elbo"]["nats_per_image"], one["ais"]["nats_per_image"]):
+        assert f"{value:.1f}" in text
+    assert f"{one['gap']:.2f}" in text
