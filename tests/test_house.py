@@ -12,8 +12,8 @@ import readme
 ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "minivae").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
-ORDER = ["errors", "files", "ops", "parameters", "adam", "layers", "gaussian", "vae", "gradcheck", "checks", "images",
-         "training", "density"]  # each may import itself and what stands before it
+ORDER = ["errors", "files", "ops", "parameters", "adam", "layers", "gaussian", "vae", "gradcheck", "checks",
+         "exercises", "images", "training", "density"]  # each may import itself and what stands before it
 
 
 def place(module):
