@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from PIL import Image, ImageOps, features
 from test_cli import run
 
 from minivae.errors import UserError
-from minivae.images import data, summary
+from minivae.images import data, photos, summary
 
 
 def im(rng, height=8, width=8, channels=3):
@@ -74,6 +75,24 @@ def test_photos_of_any_size(tmp_path, rng, shapes, side):
     with Image.open(tmp_path / "03.png") as image:
         expected = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(images[3], expected)
+
+
+def test_nothing_more_is_read_after_an_error(tmp_path, rng, monkeypatch):
+    """Not the other thousands of photographs, when the first two have two sizes."""
+    looked_at = []
+
+    def read(file, size, read=photos.read):
+        looked_at.append(file)
+        time.sleep(0.01)
+        return read(file, size)
+
+    monkeypatch.setattr(photos, "read", read)
+    for i in range(300):
+        save(tmp_path / f"{i:03}.png", np.zeros((8, 8 + 8 * i), np.uint8))
+    refused(tmp_path, "several sizes")
+    count = len(looked_at)
+    time.sleep(0.1)
+    assert count == len(looked_at) < 150
 
 
 def test_size_is_height_by_width(tmp_path, rng):
