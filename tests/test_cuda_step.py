@@ -206,7 +206,7 @@ def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch, host, card):
         place = address(t.batches.buffer.array)
         for step in range(9):
             if step == 4:
-                t.batches.chunk = None  # as when steps are taken again
+                t.batches.next = {}  # as when steps are taken again
             t.step()
         assert address(t.batches.buffer.array) == place
         found.append(state(t))

@@ -79,11 +79,7 @@ def refuse_failure(run, trainer):
     if np.isfinite(trainer.losses()).all() and is_finite(trainer.ops, trainer.vae.params.values):
         return
     last = trainer.step_count
-    path = run / "checkpoint.h5"
-    if path.exists():
-        checkpoint.load_training(path, trainer)
-    else:
-        trainer.start_over()
+    checkpoint.load_training(run / "checkpoint.h5", trainer)
     trainer.check_each_step()
     with contextlib.suppress(FloatingPointError):
         while trainer.step_count < last - 1:

@@ -60,6 +60,8 @@ def train(run, trainer, test_images, seconds=0.0):
     with Signals() as signals, tqdm(total=steps, initial=trainer.step_count, unit="step", disable=None) as bar:
         loop = Loop(run, trainer, test_images, seconds, bar)
         loop.say(needs(trainer, test_images))
+        if trainer.step_count == 0:  # a disk that cannot take it is told of at once
+            checkpoint.save(run / "checkpoint.h5", trainer, run.config, seconds)
         while trainer.step_count < steps and not signals.received and not loop.output_error:
             loop.step()
         loop.finish()

@@ -67,15 +67,6 @@ class Trainer:
         self.adam.update()
         self.ops.record(rec, kl, self.adam.t, self.history)
 
-    def start_over(self):
-        """Everything as it was before the first step."""
-        fresh = self.build(self.ops).params
-        self.vae.params.values[...] = fresh.values
-        self.vae.params.moving_statistics[...] = fresh.moving_statistics
-        for array in (self.adam.m, self.adam.v, self.adam.t, self.history):
-            array[...] = 0
-        self.step_count = 0
-
     def losses(self):
         """(rec, kl) in nats per image, a mean over the steps since a line was last due; it waits for the device."""
         done = (self.step_count - 1) % len(self.history) + 1
