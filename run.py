@@ -312,8 +312,7 @@ def gradcheck(args):
 
 
 def print_pictures(run, *names):
-    for name in names:
-        print(run / name)
+    print(*(run / name for name in names), sep="\n")
 
 
 COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, evaluate, gradcheck)}

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -59,14 +58,16 @@ def train(run, trainer, test_images, seconds=0.0):
     steps = run.config.steps
     with Signals() as signals, tqdm(total=steps, initial=trainer.step_count, unit="step", disable=None) as bar:
         loop = Loop(run, trainer, test_images, seconds, bar)
-        loop.say(needs(trainer, test_images))
-        if trainer.step_count == 0:  # a disk that cannot take it is told of at once
-            checkpoint.save(run / "checkpoint.h5", trainer, run.config, seconds)
-        while trainer.step_count < steps and not signals.received and not loop.output_error:
-            loop.step()
+        try:
+            tqdm.write(needs(trainer, test_images))
+            if trainer.step_count == 0:  # a disk that cannot take it is told of at once
+                checkpoint.save(run / "checkpoint.h5", trainer, run.config, seconds)
+            while trainer.step_count < steps and not signals.received:
+                loop.step()
+        except OSError:  # the reader of standard output has gone, or its disk is full
+            loop.finish()
+            raise
         loop.finish()
-    if loop.output_error:
-        raise loop.output_error
     return signals.received
 
 
@@ -94,7 +95,6 @@ class Loop:
         self.start = time.perf_counter() - seconds
         self.bar = bar
         self.saved = None  # the step of the last checkpoint that this process wrote
-        self.output_error = None
 
     def seconds(self):
         """How long the run has been trained, in this process and before."""
@@ -102,7 +102,8 @@ class Loop:
 
     def step(self):
         self.tell_time()
-        config, trainer = self.run.config, self.trainer
+        config = self.run.config
+        trainer = self.trainer
         try:
             trainer.step()
         except FloatingPointError as e:
@@ -138,8 +139,8 @@ class Loop:
             return
         a_step = (self.seconds() - self.warm) / (TIMED - WARM)
         left = self.run.config.steps - self.trainer.step_count
-        self.say(f"a step takes {a_step:.3g} s: about {tqdm.format_interval(left * a_step)} for "
-                 f"the {left:,} steps that are left, and the time of evaluations")
+        tqdm.write(f"a step takes {a_step:.3g} s: about {tqdm.format_interval(left * a_step)} for "
+                   f"the {left:,} steps that are left, and the time of evaluations")
 
     def save(self):
         finite.refuse_failure(self.run, self.trainer)
@@ -159,11 +160,5 @@ class Loop:
             line += f"  {split} {rec + kl:7.2f} (rec {rec:.2f}, kl {kl:.2f})"
         self.run.log(row)
         if evaluate or self.bar.disable:
-            self.say(line + " nats/image")
+            tqdm.write(line + " nats/image")
         self.bar.set_postfix_str(f"train {row['train_loss']:.2f} nats/image", refresh=False)
-
-    def say(self, line):
-        try:
-            self.bar.write(line, file=sys.stdout)
-        except OSError as e:  # its reader has gone, or its disk is full: training ends once all is saved
-            self.output_error = e
