@@ -1,5 +1,7 @@
 """The training step, and everything that it changes."""
 
+import math
+
 import numpy as np
 
 from minivae.adam import Adam
@@ -62,7 +64,7 @@ class Trainer:
         self.vae.backward()
         if self.check_each:
             grads = self.vae.params.grads  # Adam squares them: their squares must be finite too
-            if not np.isfinite(rec.sum() + kl.sum() + grads @ grads):
+            if not math.isfinite(float(rec.sum() + kl.sum() + grads @ grads)):
                 raise FloatingPointError
         self.adam.update()
         self.ops.record(rec, kl, self.adam.t, self.history)
