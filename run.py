@@ -16,10 +16,18 @@ if sys.version_info < (3, 11):  # noqa: UP036 (before anything that an older one
 
 from minivae import __version__
 from minivae.errors import UserError, run_command
-from minivae.training.settings import KLS, batch_size, last_rate, log_every, positive, rate, seed, sigma, size
+from minivae.training.runs import Run
+from minivae.training.settings import KLS, Config, batch_size, last_rate, log_every, positive, rate, seed, sigma, size
 
 DATA = Path(os.environ.get("MINIVAE_DATA") or Path(__file__).resolve().parent / "data")
 SOURCES = ("housenumbers", "svhn", "svhn-extra")
+DENSITY = {  # settings of evaluate: numbers of what, on a CPU, on a GPU
+    "images": ("test images whose ln p(x) is bounded", 1000, 1000),
+    "importance": ("importance samples for each image", 100, 1000),
+    "ais_images": ("test images for annealed importance sampling", 16, 64),
+    "ais_chains": ("annealing chains for each image", 4, 16),
+    "ais_steps": ("temperatures of an annealing chain", 50, 1000),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,12 +90,8 @@ def parser(command):
         p.add_argument("--count", type=positive, default=200, help="number of images to draw, in rows of 20")
         p.add_argument("--seed", type=seed, default=0, help="seed of the latent codes")
     if command == "evaluate":
-        for name, what, cpu, gpu in (("images", "test images whose ln p(x) is bounded", 1000, 1000),
-                                     ("importance", "importance samples for each image", 100, 1000),
-                                     ("ais-images", "test images for annealed importance sampling", 16, 64),
-                                     ("ais-chains", "annealing chains for each image", 4, 16),
-                                     ("ais-steps", "temperatures of an annealing chain", 50, 1000)):
-            p.add_argument(f"--{name}", type=positive, default=argparse.SUPPRESS,
+        for name, (what, cpu, gpu) in DENSITY.items():
+            p.add_argument(f"--{name.replace('_', '-')}", type=positive, default=argparse.SUPPRESS,
                            help=f"number of {what} (default: {cpu} on a CPU, {gpu} on a GPU)")
         p.add_argument("--seed", type=seed, default=0, help="seed of all random draws")
     if command == "gradcheck":
@@ -177,8 +181,6 @@ def train(args):
     ops = operations(args)
     from minivae.images.data import test_subset
     from minivae.training.loop import train as train_run
-    from minivae.training.runs import Run
-    from minivae.training.settings import Config
     from minivae.training.trainer import Trainer
 
     how = (getattr(args, "size", None), args.skip_damaged)
@@ -204,7 +206,6 @@ def resume(args):
     from minivae.images.data import test_subset
     from minivae.training import checkpoint
     from minivae.training.loop import train as train_run
-    from minivae.training.runs import Run
     from minivae.training.trainer import Trainer
 
     run = Run.open(args.run)
@@ -252,7 +253,6 @@ def open_model(args):
     """The run, its trained model, and after how many steps it was saved."""
     ops = operations(args)
     from minivae.training import checkpoint
-    from minivae.training.runs import Run
     from minivae.vae import VAE
 
     run = Run.open(args.run)
@@ -297,7 +297,7 @@ def evaluate(args):
     from minivae.density import card
 
     run, vae, step = open_model(args)
-    settings = {name: getattr(args, name, value) for name, value in (card.GPU if args.gpu else card.CPU).items()}
+    settings = {name: getattr(args, name, gpu if args.gpu else cpu) for name, (_, cpu, gpu) in DENSITY.items()}
     card.evaluate(run, vae, matching_data(run, args), step, **settings, seed=args.seed)
     print_pictures(run, "density.png", "density.json")
 
@@ -312,8 +312,7 @@ def gradcheck(args):
 
 
 def print_pictures(run, *names):
-    for name in names:
-        print(run / name)
+    print(*(run / name for name in names), sep="\n")
 
 
 COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, evaluate, gradcheck)}
@@ -353,25 +352,18 @@ def failed(what, status=2):
     return status
 
 
-def open_standard_streams():
-    """Give those that were closed (`>&-`) to the null device, or the next file opened would take their place."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
+def prepare_process():
+    """Lines appear at once in a pipe or a file too; names that an encoding lacks are escaped; no window is opened.
+
+    Standard streams that were closed (`>&-`) go to the null device, or the next files opened would take their place.
+    """
+    while os.open(os.devnull, os.O_RDWR) <= 2:  # each call takes the lowest free descriptor
+        pass
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
-
-
-def prepare_process():
-    """Lines appear at once in a pipe or a file too; names that an encoding lacks are escaped; no window is opened."""
-    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has not
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    if not os.environ.get("MPLBACKEND", "").startswith("module:"):  # a notebook's, which its own figures need
-        os.environ["MPLBACKEND"] = "agg"
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    os.environ["MPLBACKEND"] = "agg"
 
 
 if __name__ == "__main__":

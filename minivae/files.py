@@ -7,6 +7,7 @@ import glob
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 from minivae.errors import UserError
 
@@ -40,21 +41,9 @@ def replacing(path):
 
 def _remove_leftovers(path):
     """Remove what killed processes had begun to write beside `path`."""
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        pid = left.name.split(".")[-2]
-        if pid.isdecimal() and not _alive(int(pid)):
+    for left in path.parent.glob(f"{glob.escape(path.name)}.[0-9]*.part"):
+        if not Path("/proc", left.name.split(".")[-2]).exists():
             left.unlink(missing_ok=True)
-
-
-def _alive(pid):
-    """Whether another process has this id."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return pid != os.getpid()
 
 
 def write_text(path, text):

@@ -229,14 +229,6 @@ def test_closed_output(folder):
     assert png(folder / "first" / "reconstructions.png")[0] > 0
 
 
-def test_a_notebook(monkeypatch):
-    """Its output is no TextIOWrapper, and its backend draws its own figures."""
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    command_line.prepare_process()
-    assert os.environ["MPLBACKEND"] == "module://matplotlib_inline.backend_inline"
-
-
 @pytest.mark.parametrize("error, status, says", [
     (KeyboardInterrupt(), 130, "error: interrupted\n"),
     (MemoryError(), 2, "error: out of memory (none is left); "),

@@ -13,6 +13,7 @@ import pytest
 import readme
 from scipy import integrate, special, stats
 
+import run as run_command
 from minivae.density import baselines, card, estimates, report
 from minivae.density.estimates import Model, Noise
 from minivae.errors import UserError
@@ -770,7 +771,8 @@ def test_the_page_has_the_settings_and_the_constants():
                  f"{card.GAUSSIAN_IMAGES:,} training images", f"= {3072 / 2 * np.log(2 * np.pi):.2f} nats",
                  f"= {peak + np.log2(127.5):.2f} bits", f"= {peak + np.log2(255):.2f} bits"):
         assert text in page, text
-    cpu, gpu = card.CPU, card.GPU
+    cpu = {name: value for name, (_, value, _) in run_command.DENSITY.items()}
+    gpu = {name: value for name, (*_, value) in run_command.DENSITY.items()}
     assert (f"{cpu['images']:,} images, IWAE-{cpu['importance']}, AIS on {cpu['ais_images']} images with "
             f"{cpu['ais_chains']} chains of {cpu['ais_steps']} temperatures") in page
     assert (f"IWAE-{gpu['importance']} and to {gpu['ais_images']} images, {gpu['ais_chains']} chains, "

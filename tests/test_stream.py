@@ -66,7 +66,7 @@ def test_training_gives_the_same_bits(both, ops, monkeypatch, part):
     for t in (held, streamed):
         for _ in range(3):
             t.step()
-        t.batches.chunk = None
+        t.batches.next = {}
         for _ in range(10):
             t.step()
     np.testing.assert_array_equal(held.vae.params.values, streamed.vae.params.values)
@@ -144,27 +144,29 @@ def test_chunks_are_the_images_in_turn(images, monkeypatch):
         assert {len(chunk) for chunk in chunks} == {largest}
 
 
-def test_the_prefetcher():
-    """Each window is made once when they come in turn, the next one in the background; errors reach who asks."""
+def test_chunks_are_made_ready_in_the_background(both, ops):
+    """Each once when they come in turn; errors reach who asks; a chunk out of turn is made when it is asked for."""
+    batches = small(both[1], ops).batches  # chunks of four steps
+    draw = batches.draw_next
     made = []
-    taken = []
 
-    def make(window):
-        if window == 3:
+    def draw_next(chunk):
+        made.append((chunk, threading.current_thread()))
+        if chunk == 3:
             raise ValueError("three")
-        made.append((window, threading.current_thread()))
-        return -window
+        return draw(chunk)
 
-    prefetcher = stream.Prefetcher(make, taken.append)
-    for window in (0, 1, 2):
-        prefetcher(window)
+    batches.draw_next = draw_next
+    for step in range(12):
+        batches.prepare(step)
+        np.testing.assert_array_equal(batches.device_images, draw(step // 4))
     with pytest.raises(ValueError, match="three"):
-        prefetcher(3)
-    prefetcher(7)
-    prefetcher(0)
-    prefetcher.pool.shutdown()
-    assert taken == [0, -1, -2, -7, 0]
-    assert [window for window, _ in made] == [0, 1, 2, 7, 8, 0, 1]
+        batches.prepare(12)
+    for step in (31, 0):
+        batches.prepare(step)
+        np.testing.assert_array_equal(batches.device_images, draw(step // 4))
+    batches.pool.shutdown()
+    assert [chunk for chunk, _ in made] == [0, 1, 2, 3, 7, 8, 0, 1]
     assert threading.main_thread() not in {thread for _, thread in made}
 
 

@@ -24,8 +24,6 @@ from minivae.training.evaluation import Evaluation
 DRAWS = 10  # of z for each image's ELBO
 NAIVE = 1000  # of z for naive Monte Carlo
 GAUSSIAN_IMAGES = 20000  # at most, for the Gaussian baseline
-CPU = {"images": 1000, "importance": 100, "ais_images": 16, "ais_chains": 4, "ais_steps": 50}
-GPU = {"images": 1000, "importance": 1000, "ais_images": 64, "ais_chains": 16, "ais_steps": 1000}
 
 EXACT = "exact"
 BOUND = "lower bound"
@@ -48,8 +46,9 @@ ROWS = {  # id: its label, in which the card's own settings are filled in, and w
 def evaluate(run, vae, dataset, step, **settings):
     """Print the card of `vae` after `step` steps, write it into the run directory, and return it.
 
-    settings: those of CPU, and seed. images: how many test images, in the order of test_subset,
-    without those that occur in the training set; ais_images: how many of them AIS sees.
+    settings: images, how many test images, in the order of test_subset, without those that occur
+    in the training set; importance, draws of z for IWAE; ais_images, how many of the images AIS
+    sees; ais_chains for each, of ais_steps temperatures; seed.
     UserError if no test image is left, or if the run directory cannot be written.
     """
     refuse_unwritable(run.folder)

@@ -190,12 +190,12 @@ def fit_posterior(model, x, mean, var, noise, progress=iter):
     averages out.
     """
     unit = np.sqrt(var)
-    u = np.zeros_like(mean)
-    log_sd = np.log(var) / 2
-    m = np.zeros((2, *mean.shape))
-    v = np.zeros((2, *mean.shape))
+    q = np.stack([np.zeros_like(mean), np.log(var) / 2])  # u, ln sd
+    m = np.zeros_like(q)
+    v = np.zeros_like(q)
     for t in progress(range(1, FIT_STEPS + 1)):
-        sd = np.exp(log_sd)
+        u = q[0]
+        sd = np.exp(q[1])
         eps = noise.normal((2, *mean.shape))
         eps = np.concatenate([eps, -eps])
         _, g = model.log_likelihood(x, mean + unit * u + sd * eps, gradient=True)
@@ -205,10 +205,8 @@ def fit_posterior(model, x, mean, var, noise, progress=iter):
         m += 0.1 * (ascent - m)
         v += 0.01 * (ascent**2 - v)
         rate = FIT_RATE * (1 - (t - 1) / FIT_STEPS) ** 2
-        move = rate * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
-        u = u + move[0]
-        log_sd = log_sd + move[1]
-    return mean + unit * u, np.exp(2 * log_sd)
+        q += rate * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
+    return mean + unit * q[0], np.exp(2 * q[1])
 
 
 def temperatures(count):

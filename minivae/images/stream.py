@@ -8,7 +8,6 @@ import hashlib
 import math
 import os
 import resource
-from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -88,21 +87,3 @@ class Streamed:
             raise UserError(f"{self.path} can no longer be read ({e}); restore it, then resume the "
                             "run") from e
         return images
-
-
-class Prefetcher:
-    """take(make(window)), with make(window) run in the background since the last window was taken.
-
-    Calls to make never overlap, and take has returned before make begins the next window.
-    """
-
-    def __init__(self, make, take):
-        self.make = make
-        self.take = take
-        self.pool = ThreadPoolExecutor(1)
-        self.begun = {}
-
-    def __call__(self, window):
-        made = self.begun.get(window) or self.pool.submit(self.make, window)
-        self.take(made.result())
-        self.begun = {window + 1: self.pool.submit(self.make, window + 1)}

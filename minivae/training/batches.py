@@ -4,10 +4,11 @@ Which images a step takes follows from the seed and the step alone (philox.choos
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from minivae.images.stream import CHUNK_BYTES, Prefetcher, Streamed
+from minivae.images.stream import CHUNK_BYTES, Streamed
 from minivae.ops.philox import STREAMS, choose
 
 LONGEST_CHUNK = 1000  # steps whose images are drawn at a time
@@ -32,21 +33,26 @@ class Batches:
             self.index = ops.xp.arange(steps * n, dtype=np.int32).reshape(steps, n)
             self.device_images = ops.xp.zeros((steps * n, *config.shape), np.uint8)
             self.buffer = ops.DoubleBuffer(self.device_images)
-            draw = self.draw_images
+            self.draw_next = self.draw_images
         else:
             self.index = ops.xp.zeros((steps, n), np.int32)
             self.device_images = ops.xp.asarray(images)
             self.buffer = ops.DoubleBuffer(self.index)
-            draw = self.draw
-        self.prefetch = Prefetcher(lambda chunk: self.buffer.fill(draw(chunk)), lambda _: self.buffer.take())
-        self.chunk = None  # the one that is on the device
+            self.draw_next = self.draw
+        self.pool = ThreadPoolExecutor(1)
+        self.next = {}  # {chunk: the Future of it}: while one is on the device, the next is made ready
 
     def prepare(self, step):
         """Have the chunk of this step on the device."""
         chunk = step // len(self.index)
-        if chunk != self.chunk:
-            self.prefetch(chunk)
-            self.chunk = chunk
+        if chunk + 1 not in self.next:
+            ready = self.next.get(chunk) or self.pool.submit(self.fill, chunk)
+            ready.result()
+            self.buffer.take()
+            self.next = {chunk + 1: self.pool.submit(self.fill, chunk + 1)}
+
+    def fill(self, chunk):
+        self.buffer.fill(self.draw_next(chunk))
 
     def gather(self, t, x):
         """x (N, H, W, C) = the images of step t (1,), in [-1, 1]; prepare() must have been called for that step."""

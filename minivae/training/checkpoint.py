@@ -29,10 +29,6 @@ PREVIOUS = "checkpoint-previous.h5"
 FREE = {"data", "size", "skip_damaged", "steps", "eval_every", "checkpoint_every"}
 
 
-class Damaged(Exception):
-    """The file does not hold what was written."""
-
-
 def model_arrays(vae):
     """{name in the file: the live array} of all that sampling needs."""
     arrays = {f"parameters/{p.name}": p.value for p in vae.params.trained}
@@ -55,11 +51,9 @@ def save(path, trainer, config, seconds):
     content = _content(trainer, config, seconds)
     with replacing(path) as beside:
         beside.write_bytes(content)
-        try:
-            _read(beside)
-        except Damaged as e:
+        if beside.read_bytes() != content:
             raise UserError(f"{path} reads back otherwise than it was written; the disk may be faulty: choose another, "
-                            "and go on from the last checkpoint, which is as it was") from e
+                            "and go on from the last checkpoint, which is as it was")
         if path.exists():
             with replacing(path.with_name(PREVIOUS)) as previous:
                 try:
@@ -80,7 +74,7 @@ def _content(trainer, config, seconds):
                        minivae=minivae.__version__, numpy=np.__version__)
     content = file.getbuffer()
     content[:SEAL] = _seal(content)
-    return content
+    return file.getvalue()
 
 
 def _seal(content):
@@ -90,11 +84,9 @@ def _seal(content):
 
 
 def _read(path):
-    """The file's bytes. OSError if it cannot be read, Damaged if they are not what was written."""
+    """The file's bytes, or None if they are not those that were written. OSError if it cannot be read."""
     content = memoryview(path.read_bytes())
-    if content[:SEAL] != _seal(content):
-        raise Damaged("its content does not match its sha256")
-    return content
+    return content if content[:SEAL] == _seal(content) else None
 
 
 def load_model(path, vae, config):
@@ -125,8 +117,8 @@ def _opened(path, config):
         raise UserError(f"{path} is missing; {_advice(path)}") from e
     except OSError as e:
         raise cannot_read(path, e) from e
-    except Damaged as e:
-        raise UserError(f"{path} is damaged ({e}); {_advice(path)}") from e
+    if content is None:
+        raise UserError(f"{path} is damaged (its content does not match its sha256); {_advice(path)}")
     with h5py.File(io.BytesIO(content), "r") as f:
         made_with = Config.parse(f.attrs["config"])
         for field, value in vars(made_with).items():
@@ -150,8 +142,7 @@ def _advice(path):
     previous = path.with_name(PREVIOUS)
     if not path.exists() and not previous.exists():
         return f"the run has not saved one yet: {run_command('resume', path.parent)} trains it"
-    try:
-        _read(previous)
-    except (OSError, Damaged):
-        return "there is no good older one beside it: start a new run"
-    return f"the one before it is good: to go on from there, copy {previous} over it"
+    with contextlib.suppress(OSError):
+        if _read(previous):
+            return f"the one before it is good: to go on from there, copy {previous} over it"
+    return "there is no good older one beside it: start a new run"

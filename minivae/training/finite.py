@@ -1,5 +1,6 @@
 """Where a run stopped being finite: the step is run again, and the first array that is not finite is named."""
 
+import contextlib
 import inspect
 
 import numpy as np
@@ -69,31 +70,28 @@ def first_failure(trainer):
     return f"the square of {largest.name}'s gradient"
 
 
-def rewind(trainer, path, last):
-    """Take the steps after the checkpoint again, checking each, until one is not finite; at the latest step `last`.
+def refuse_failure(run, trainer):
+    """UserError if recent losses are not finite or, by the last step's gradient, the parameters.
 
-    Where checking each step would cost too much, a failure is seen late, when the parameters are long lost. Afterwards
-    they are those before the failing step, and x and eps are that step's.
+    Where steps are not checked, the failing one may lie far back. The steps after the last
+    checkpoint are then taken again, each checked, until it comes; at the latest it is the last.
     """
-    if path.exists():
-        checkpoint.load_training(path, trainer)
-    else:
-        trainer.start_over()
-    params = trainer.vae.params
-    while trainer.step_count < last:
-        before = params.values.copy()
-        trainer.step()
-        if trainer.failure() or not is_finite(trainer.ops, params.grads):
-            break
-    params.values[...] = before
+    if np.isfinite(trainer.losses()).all() and is_finite(trainer.ops, trainer.vae.params.values):
+        return
+    last = trainer.step_count
+    checkpoint.load_training(run / "checkpoint.h5", trainer)
+    trainer.check_each_step()
+    with contextlib.suppress(FloatingPointError):
+        while trainer.step_count < last - 1:
+            trainer.step()
+    raise stop(run, trainer)
 
 
-def stop(run, trainer, step, late):
-    """The UserError of step `step`, whose batch is saved in the run directory; late: it was seen some time after it."""
-    path = run / "checkpoint.h5"
-    if late:
-        rewind(trainer, path, step)
-        step = trainer.step_count
+def stop(run, trainer):
+    """The UserError of the step after trainer.step_count; its batch is saved in the run directory."""
+    step = trainer.step_count + 1
+    trainer.batches.prepare(trainer.step_count)
+    trainer.draw_batch()
     array = first_failure(trainer)
     to_host = trainer.ops.to_host
     images = np.round((to_host(trainer.x) + 1) * HALF_RANGE).astype(np.uint8)

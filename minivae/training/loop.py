@@ -1,10 +1,8 @@
 """The loop around the step: it logs, evaluates, saves and draws, and no signal makes it lose a step."""
 
 import contextlib
-import math
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -14,9 +12,7 @@ from minivae.training import checkpoint, figures, finite
 from minivae.training.evaluation import TEST_BATCH, Evaluation
 
 FIRST_PICTURES = 100  # the step after which a run can be looked at
-DRAWING = 1 / 20  # of the time, at most, goes into pictures while a run is trained
 WARM, TIMED = 5, 20  # steps of a process: from the first to the second, a step is timed
-SHORT = 10  # seconds: what takes less need not be told
 
 # memory, measured on a CPU: within 3 % for batches of 16 to 256 and images of 32x32 and 64x64
 LIBRARIES = 100e6  # bytes
@@ -62,24 +58,27 @@ def train(run, trainer, test_images, seconds=0.0):
     steps = run.config.steps
     with Signals() as signals, tqdm(total=steps, initial=trainer.step_count, unit="step", disable=None) as bar:
         loop = Loop(run, trainer, test_images, seconds, bar)
-        loop.say(needs(trainer, test_images))
-        while trainer.step_count < steps and not signals.received and not loop.output_error:
-            loop.step()
+        try:
+            tqdm.write(needs(trainer, test_images))
+            if trainer.step_count == 0:  # a disk that cannot take it is told of at once
+                checkpoint.save(run / "checkpoint.h5", trainer, run.config, seconds)
+            while trainer.step_count < steps and not signals.received:
+                loop.step()
+        except OSError:  # the reader of standard output has gone, or its disk is full
+            loop.finish()
+            raise
         loop.finish()
-    if loop.output_error:
-        raise loop.output_error
     return signals.received
 
 
 def needs(trainer, test_images):
     """A line about what training will take."""
-    params, config = trainer.vae.params, trainer.config
-    count = sum(math.prod(p.shape) for p in params.trained)
+    params = trainer.vae.params
+    count = sum(p.value.size for p in params.trained)
     saved = sum(array.nbytes for array in checkpoint.training_arrays(trainer).values())
-    height, width, _ = config.shape
-    tested = min(len(test_images), TEST_BATCH)
-    memory = LIBRARIES + COPIES * params.values.nbytes + trainer.batches.device_images.nbytes + test_images.nbytes
-    memory += height * width * (TRAINED_PIXEL * config.batch_size + TESTED_PIXEL * tested)
+    memory = (LIBRARIES + COPIES * params.values.nbytes + TRAINED_PIXEL * trainer.x[..., 0].size
+              + TESTED_PIXEL * test_images[:TEST_BATCH, ..., 0].size
+              + trainer.batches.device_images.nbytes + test_images.nbytes)
     return (f"{count:,} parameters; about {memory / 1e6:,.0f} MB of memory; two checkpoints of {saved / 1e6:,.1f} MB "
             "are kept")
 
@@ -96,46 +95,38 @@ class Loop:
         self.start = time.perf_counter() - seconds
         self.bar = bar
         self.saved = None  # the step of the last checkpoint that this process wrote
-        self.next_drawing = 0  # not before that time
-        self.output_error = None
 
     def seconds(self):
         """How long the run has been trained, in this process and before."""
         return time.perf_counter() - self.start
 
     def step(self):
-        config, trainer = self.run.config, self.trainer
+        self.tell_time()
+        config = self.run.config
+        trainer = self.trainer
         try:
             trainer.step()
         except FloatingPointError as e:
-            raise finite.stop(self.run, trainer, trainer.step_count + 1, late=False) from e
+            raise finite.stop(self.run, trainer) from e
         step = trainer.step_count
-        evaluate = step % config.eval_every == 0 or step == config.steps
-        log = evaluate or step % config.log_every == 0
-        save = step % config.checkpoint_every == 0
-        if log or save:
-            self.refuse_failure()
-        if log:
+        last = step == config.steps
+        evaluate = last or step % config.eval_every == 0
+        if evaluate or step % config.log_every == 0:
             self.log(evaluate)
-        if save:
+        if step % config.checkpoint_every == 0:
             self.save()
-        if (evaluate or step == FIRST_PICTURES) and step < config.steps and time.perf_counter() > self.next_drawing:
+        if (evaluate or step == FIRST_PICTURES) and not last:
             self.draw()
         self.bar.update()
-        self.tell_time()
 
     def finish(self):
         """Save and draw the last step, at whatever moment the end came."""
         if self.saved != self.trainer.step_count:
-            self.refuse_failure()
             self.save()
         self.draw()
 
     def draw(self):
-        start = time.perf_counter()
         figures.draw_all(self.run, self.trainer.vae, self.test_images)
-        end = time.perf_counter()
-        self.next_drawing = end + (end - start) / DRAWING
 
     def tell_time(self):
         """After the first steps, how long the others will take."""
@@ -143,46 +134,31 @@ class Loop:
         if taken not in (WARM, TIMED):
             return
         self.trainer.losses()  # waits for a GPU
-        now = time.perf_counter()
         if taken == WARM:
-            self.warm = now
+            self.warm = self.seconds()
             return
-        a_step = (now - self.warm) / (TIMED - WARM)
+        a_step = (self.seconds() - self.warm) / (TIMED - WARM)
         left = self.run.config.steps - self.trainer.step_count
-        if left * a_step > SHORT:
-            self.say(f"a step takes {a_step:.3g} s: about {tqdm.format_interval(left * a_step)} for the {left:,} steps "
-                     "that are left, and the time of evaluations")
+        tqdm.write(f"a step takes {a_step:.3g} s: about {tqdm.format_interval(left * a_step)} for "
+                   f"the {left:,} steps that are left, and the time of evaluations")
 
     def save(self):
+        finite.refuse_failure(self.run, self.trainer)
         checkpoint.save(self.run / "checkpoint.h5", self.trainer, self.run.config, self.seconds())
         self.saved = self.trainer.step_count
 
-    def refuse_failure(self):
-        """UserError if recent losses are not finite or, by the last step's gradient, the parameters."""
-        trainer = self.trainer
-        failed = trainer.failure()
-        if not failed and not finite.is_finite(trainer.ops, trainer.vae.params.values):
-            failed = trainer.step_count
-        if failed:
-            raise finite.stop(self.run, trainer, failed, late=True)
-
     def log(self, evaluate):
         """One row of metrics.csv, and the same on the screen."""
-        step, seconds = self.trainer.step_count, self.seconds()
-        rec, kl = self.trainer.losses()
-        row = {"step": step, "seconds": seconds, "train_loss": rec + kl, "train_rec": rec, "train_kl": kl}
-        line = f"step {step:6d}  {seconds:7.1f} s  train {rec + kl:7.2f} (rec {rec:.2f}, kl {kl:.2f})"
-        self.bar.set_postfix_str(f"train {rec + kl:.2f} nats/image", refresh=False)
+        finite.refuse_failure(self.run, self.trainer)
+        row = {"step": self.trainer.step_count, "seconds": self.seconds()}
+        line = "step {step:6d}  {seconds:7.1f} s".format(**row)
+        losses = {"train": self.trainer.losses()}
         if evaluate:
-            rec, kl = self.evaluation.losses()
-            row |= {"test_loss": rec + kl, "test_rec": rec, "test_kl": kl}
-            line += f"  test {rec + kl:7.2f} (rec {rec:.2f}, kl {kl:.2f})"
+            losses["test"] = self.evaluation.losses()
+        for split, (rec, kl) in losses.items():
+            row |= {f"{split}_loss": rec + kl, f"{split}_rec": rec, f"{split}_kl": kl}
+            line += f"  {split} {rec + kl:7.2f} (rec {rec:.2f}, kl {kl:.2f})"
         self.run.log(row)
         if evaluate or self.bar.disable:
-            self.say(line + " nats/image")
-
-    def say(self, line):
-        try:
-            self.bar.write(line, file=sys.stdout)
-        except OSError as e:  # its reader has gone, or its disk is full: training ends once all is saved
-            self.output_error = e
+            tqdm.write(line + " nats/image")
+        self.bar.set_postfix_str(f"train {row['train_loss']:.2f} nats/image", refresh=False)

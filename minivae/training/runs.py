@@ -1,7 +1,9 @@
 """A run directory: config.json, metrics.csv and where everything else of a run lies."""
 
+import contextlib
 import csv
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -24,8 +26,6 @@ class Run:
     @classmethod
     def create(cls, out, name, config):
         """Make `out`, or the next free runs/NAME-N. UserError if `out` holds anything or cannot be made."""
-        if out == "":
-            raise UserError("--out names no folder; give one, or leave --out away for the next free one in runs")
         try:
             if out is None:
                 folder = _next_free(Path("runs"), name)
@@ -36,11 +36,11 @@ class Run:
             raise UserError(f"cannot make the run directory: {e}; choose another with --out") from e
         run = cls(folder, config)
         run.lock()
-        if any((folder / name).exists() for name in ("config.json", "checkpoint.h5")):
+        if (run / "config.json").exists():
             raise UserError(f"{folder} already holds a run; choose another --out, or go on with it: "
                             f"{run_command('resume', folder)}")
-        if found := sorted(path.name for path in folder.iterdir()):
-            raise UserError(f"{folder} is not empty ({found[0]} is in it); choose a new or an empty folder for --out")
+        if found := next(folder.iterdir(), None):
+            raise UserError(f"{folder} is not empty ({found.name} is in it); choose a new or an empty folder for --out")
         write_text(run / "metrics.csv", HEADER + "\n")
         run.save_config()  # last: a directory with a config.json can be resumed
         return run
@@ -88,21 +88,17 @@ class Run:
         UserError if it is damaged in any other way.
         """
         path = self / "metrics.csv"
-        rows = []
         try:
-            lines = path.read_text().split("\n")[:-1]
-            for number, cells in enumerate(csv.reader(lines or [""]), 1):
-                if number == 1 and cells != COLUMNS:
-                    raise ValueError(f"line 1 is not {HEADER}")
-                if number > 1:
-                    rows.append(_row(number, cells, after=rows[-1]["step"] if rows else 0))
+            header, *lines = path.read_text().split("\n")[:-1] or [""]
+            if header != HEADER:
+                raise ValueError(f"line 1 is not {HEADER}")
+            return [_row(number, line) for number, line in enumerate(lines, 2)]
         except FileNotFoundError as e:
             raise UserError(f"{path} is missing; put it back, or write this line into a new one: {HEADER}") from e
         except OSError as e:
             raise cannot_read(path, e) from e
-        except (ValueError, csv.Error) as e:
+        except ValueError as e:
             raise UserError(f"{path} is damaged ({e}); correct it, or keep its first line alone, then go on") from e
-        return rows
 
     def forget_after(self, step):
         """Drop the rows of steps after the checkpoint at `step`: these steps are about to be taken again."""
@@ -113,22 +109,18 @@ class Run:
 
 def _next_free(folder, name):
     folder.mkdir(exist_ok=True)
-    n = 1
-    while True:
-        try:
+    for n in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
             (folder / f"{name}-{n}").mkdir()
             return folder / f"{name}-{n}"
-        except FileExistsError:
-            n += 1
 
 
-def _row(number, cells, after):
-    """{column: float} of a line of metrics.csv. ValueError if it is not one, or of a step that is not after `after`."""
+def _row(number, line):
+    """{column: float} of a line of metrics.csv. ValueError if it is not one."""
     try:
-        row = {column: float(cell) for column, cell in zip(COLUMNS, cells, strict=True) if cell}
-        valid = row.get("step", 0) > after and all(map(math.isfinite, row.values()))
+        row = {column: float(cell) for column, cell in zip(COLUMNS, line.split(","), strict=True) if cell}
     except ValueError:
-        valid = False
-    if not valid:
-        raise ValueError(f"line {number} is {','.join(cells)[:80]!r}")
+        row = {}
+    if not ("step" in row and all(map(math.isfinite, row.values()))):
+        raise ValueError(f"line {number} is {line[:80]!r}")
     return row

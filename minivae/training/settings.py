@@ -1,10 +1,11 @@
 """A run's settings, and the values that each may have: run.py's options and config.json share these parsers."""
 
+import contextlib
 import json
 import re
 import sys
 from argparse import ArgumentTypeError
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import ulp
 
 from minivae.errors import UserError
@@ -14,32 +15,31 @@ KLS = ("sample", "analytic")
 TREADS = 100  # of the stairs that the learning rate goes down
 
 
-class Number:
-    """A parser of numbers from low to high: of int or float, given as a number or as its text."""
-
-    def __init__(self, kind, low, high, words):
-        self.kind = kind
-        self.low = low
-        self.high = high
-        self.words = words
-
-    def __call__(self, value):
-        """The number. ArgumentTypeError if `value` is none or out of range."""
-        try:
-            number = self.kind(value) if isinstance(value, str) else value
-        except ValueError:
-            number = None
-        if type(number) not in (int, self.kind) or not self.low <= number <= self.high:
-            raise ArgumentTypeError(f"{value!r:.80} is not {self.words}")
-        return self.kind(number)
+def checked(valid, value, words):
+    """The value if it is valid; ArgumentTypeError, "VALUE is not WORDS", otherwise."""
+    if not valid:
+        raise ArgumentTypeError(f"{value!r:.80} is not {words}")
+    return value
 
 
-positive = Number(int, 1, 10**12, "a whole number from 1 to 10^12")
-batch_size = Number(int, 2, 10**9, "a whole number of at least 2, and at most 10^9")
-log_every = Number(int, 1, 10**6, "a whole number from 1 to 1000000")  # losses are kept until their line is written
-seed = Number(int, 0, 2**32 - 1, "a whole number from 0 to 4294967295")
-rate = Number(float, ulp(0), sys.float_info.max, "a number above 0")
-last_rate = Number(float, 0, sys.float_info.max, "a number of at least 0")
+def number(kind, low, high, words):
+    """A parser of ints or floats from low to high, given as numbers or as their text."""
+
+    def parse(value):
+        with contextlib.suppress(ValueError):
+            value = kind(value) if isinstance(value, str) else value
+        valid = type(value) in (int, kind) and low <= value <= high
+        return kind(checked(valid, value, words))
+
+    return parse
+
+
+positive = number(int, 1, 10**12, "a whole number from 1 to 10^12")
+batch_size = number(int, 2, 10**9, "a whole number of at least 2, and at most 10^9")
+log_every = number(int, 1, 10**6, "a whole number from 1 to 1000000")  # losses are kept until their line is written
+seed = number(int, 0, 2**32 - 1, "a whole number from 0 to 4294967295")
+rate = number(float, ulp(0), sys.float_info.max, "a number above 0")
+last_rate = number(float, 0, sys.float_info.max, "a number of at least 0")
 
 
 def sigma(value):
@@ -50,18 +50,14 @@ def sigma(value):
 
 
 def kl(value):
-    if value not in KLS:
-        raise ArgumentTypeError(f"{value!r:.80} is not one of {', '.join(KLS)}")
-    return value
+    return checked(value in KLS, value, f"one of {', '.join(KLS)}")
 
 
 def shape(value):
     """(H, W, C) of a list."""
-    if not (isinstance(value, list) and len(value) == 3 and all(type(n) is int and n > 0 for n in value)
-            and value[0] % 8 == value[1] % 8 == 0 and value[2] in (1, 3)):
-        raise ArgumentTypeError(f"{value!r:.80} is not [height, width, channels] with sides that 8 divides, "
-                                "and 1 or 3 channels")
-    return tuple(value)
+    valid = (isinstance(value, list) and len(value) == 3 and all(type(n) is int and n > 0 for n in value)
+             and value[0] % 8 == value[1] % 8 == 0 and value[2] in (1, 3))
+    return tuple(checked(valid, value, "[height, width, channels] with sides that 8 divides, and 1 or 3 channels"))
 
 
 def size(value):
@@ -71,22 +67,18 @@ def size(value):
     sides = value
     if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", value)):
         sides = [int(match[1]), int(match[2] or match[1])]
-    if not (isinstance(sides, list) and len(sides) == 2 and all(type(n) is int and n > 0 for n in sides)
-            and sides[0] % 8 == sides[1] % 8 == 0):
-        raise ArgumentTypeError(f"{value!r:.80} is not a side or HEIGHTxWIDTH, in pixels that 8 divides")
+    valid = (isinstance(sides, list) and len(sides) == 2 and all(type(n) is int and n > 0 for n in sides)
+             and sides[0] % 8 == sides[1] % 8 == 0)
+    checked(valid, value, "a side or HEIGHTxWIDTH, in pixels that 8 divides")
     return sides
 
 
 def flag(value):
-    if not isinstance(value, bool):
-        raise ArgumentTypeError(f"{value!r:.80} is not true or false")
-    return value
+    return checked(isinstance(value, bool), value, "true or false")
 
 
 def text(value):
-    if not isinstance(value, str):
-        raise ArgumentTypeError(f"{value!r:.80} is not a text")
-    return value
+    return checked(isinstance(value, str), value, "a text")
 
 
 PARSERS = {
@@ -155,5 +147,5 @@ class Config:
         except ArgumentTypeError as e:
             raise UserError(f"{path}: {e}; put the right value back, or start a new run") from e
         except (ValueError, TypeError, RecursionError) as e:
-            names = ", ".join(f.name for f in fields(cls))
-            raise UserError(f"{path} is not a run's configuration ({e}); it must be JSON with {names}") from e
+            raise UserError(f"{path} is not a run's configuration ({e}); it must be JSON with "
+                            f"{', '.join(PARSERS)}") from e

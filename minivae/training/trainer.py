@@ -1,5 +1,7 @@
 """The training step, and everything that it changes."""
 
+import math
+
 import numpy as np
 
 from minivae.adam import Adam
@@ -36,6 +38,11 @@ class Trainer:
         c = self.config
         return VAE(c.shape, c.latent, ops, self.dtype, c.seed, c.kl, self.widths, c.sigma)
 
+    def check_each_step(self):
+        """From now on look at each step before it changes a parameter, which a captured one cannot do."""
+        self.check_each = True
+        self._step = self.device_step
+
     def step(self):
         """One step. FloatingPointError if each is checked and this one is not finite; no parameter has changed then."""
         self.batches.prepare(self.step_count)
@@ -46,40 +53,23 @@ class Trainer:
         self._step()
         self.step_count += 1
 
-    def device_step(self):
+    def draw_batch(self):
+        """x and eps of the step after step_count, whose images must have been prepared."""
         self.batches.gather(self.adam.t, self.x)
         self.ops.normal(self.config.seed, STREAMS["train"], self.adam.t, self.eps)
+
+    def device_step(self):
+        self.draw_batch()
         rec, kl = self.vae.forward(self.x, self.eps)
         self.vae.backward()
         if self.check_each:
             grads = self.vae.params.grads  # Adam squares them: their squares must be finite too
-            if not np.isfinite(rec.sum() + kl.sum() + np.dot(grads, grads)):
+            if not math.isfinite(float(rec.sum() + kl.sum() + grads @ grads)):
                 raise FloatingPointError
         self.adam.update()
         self.ops.record(rec, kl, self.adam.t, self.history)
 
-    def start_over(self):
-        """Everything as it was before the first step."""
-        fresh = self.build(self.ops).params
-        self.vae.params.values[...] = fresh.values
-        self.vae.params.moving_statistics[...] = fresh.moving_statistics
-        for array in (self.adam.m, self.adam.v, self.adam.t, self.history):
-            array[...] = 0
-        self.step_count = 0
-
     def losses(self):
         """(rec, kl) in nats per image, a mean over the steps since a line was last due; it waits for the device."""
-        return self._recorded().mean(0)
-
-    def failure(self):
-        """The first of those steps whose losses are not finite, or None.
-
-        A gradient that is not finite shows in the next step's losses.
-        """
-        rows = self._recorded()
-        bad = np.flatnonzero(~np.isfinite(rows).all(1))
-        return self.step_count - len(rows) + 1 + int(bad[0]) if len(bad) else None
-
-    def _recorded(self):
         done = (self.step_count - 1) % len(self.history) + 1
-        return self.ops.to_host(self.history)[:done]
+        return self.ops.to_host(self.history)[:done].mean(0)
