@@ -41,7 +41,11 @@ NOT_RUN = {
     "it needs a GPU": [
         "pip install -r requirements-gpu.txt", 'pip install -r requirements.txt "cupy-cuda12x[ctk]>=14"',
         "python run.py --gpu", "python benchmarks/gpu_step.py", "python -m pytest -m gpu"],
-    "it takes long": ["python -m pytest -m long"],
+    "it takes long": ["python -m pytest -m long", "python examples/questions.py", "python examples/step_size.py"],
+    "another test does it": [
+        "python run.py gradcheck --with mine.py", "python -m doctest docs/by_hand.md",
+        "python -m doctest docs/gradients.md", "python -m pytest tests/test_ops.py tests/test_vae.py"],
+    "it throws a reader's changes away": ["git checkout minivae"],
     "it needs PyTorch": ["pip install torch", "python benchmarks/cpu_step.py"],
     "it downloads SVHN": ["python run.py --data svhn --steps 50000 --lr-end 1e-3"],
 }
