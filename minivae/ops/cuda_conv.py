@@ -19,6 +19,7 @@ ALONG_PAD_BYTES = 16  # after each line of a buffer that lies along the contract
 ACROSS_PAD_BYTES = 32  # after each line that lies across it
 RADIX = 16  # pieces of a tile that one block adds up
 LEVELS = 3  # of such sums: enough for RADIX**3 pieces
+MOMENTS_RADIX = 64  # tiles whose moments one block merges
 TAP_BITS = 16  # a window keeps its tap rows in one half of a 32-bit word, its tap columns in the other
 LEAST_SHARE = 4  # units of work that are worth a block
 POINT = Geometry(1, 1, 1, 1)
@@ -43,7 +44,8 @@ def _source(tensor, tiles):
     names = [_name(op, tensor, tile) for tile in tiles for op in OPERATIONS] + [_name("CONV_DX_ALL", tensor, NARROW)]
     return cuda_module.Source("window.cu", "operands.cu", "tiles.cu", "product.cu", names=names, THREADS=THREADS,
                               STAGES=STAGES, UNIT_BYTES=UNIT_BYTES, ALONG_PAD_BYTES=ALONG_PAD_BYTES,
-                              ACROSS_PAD_BYTES=ACROSS_PAD_BYTES, RADIX=RADIX, TAP_BITS=TAP_BITS)
+                              ACROSS_PAD_BYTES=ACROSS_PAD_BYTES, RADIX=RADIX, LEVELS=LEVELS,
+                              MOMENTS_RADIX=MOMENTS_RADIX, TAP_BITS=TAP_BITS)
 
 
 TENSOR = _source(True, (LARGE, MEDIUM, SCALAR))  # float32 as tf32
@@ -92,12 +94,14 @@ def _product(op, a, b, out, g, images, inputs, outputs, moments=None):
     plan = _plan(op, dtype, g, images, inputs, outputs, aligned, moments is not None,
                  cuda_module.tensor_cores(dtype), cuda_module.multiprocessors)
     scratch = cuda_module.scratch
-    tiles = scratch("tiles", (plan.row_tiles, 2, plan.columns), dtype) if moments is not None else None
-    done = scratch("columns done", (plan.column_tiles,), np.uint32) if moments is not None else None
+    tiles = tile_counters = None
+    if moments is not None:
+        tiles = scratch("tiles", (plan.row_tiles, 3, plan.columns), dtype)
+        tile_counters = scratch("tile counters", (plan.column_tiles, plan.row_tiles + LEVELS), np.uint32)
     plan.source.launch(plan.name, dtype, plan.grid, THREADS, a, b, out, moments,
                        scratch("partial", (plan.slots,), dtype), scratch("counters", (plan.counters,), np.uint32),
-                       tiles, done, images, g.height, g.width, inputs, g.out_height, g.out_width, outputs, g.kernel,
-                       g.stride, g.top, g.left, plan.share, plan.units, plan.row_tiles, shared=plan.shared)
+                       tiles, tile_counters, images, g.height, g.width, inputs, g.out_height, g.out_width, outputs,
+                       g.kernel, g.stride, g.top, g.left, plan.share, plan.units, plan.row_tiles, shared=plan.shared)
 
 
 Plan = namedtuple("Plan", "source name grid share units columns row_tiles column_tiles slots counters shared")
