@@ -24,6 +24,7 @@ from gpu_report import COLUMNS, report
 from readme import write_between
 
 from minivae.errors import UserError
+from minivae.ops import cuda_module, cuda_ops
 from minivae.training.settings import Config
 from minivae.training.trainer import Trainer
 from minivae.vae import VAE
@@ -44,8 +45,6 @@ def main(arguments):
     parser.add_argument("--updates", type=int, default=UPDATES, help="of the run that is timed as a whole")
     args = parser.parse_args(arguments)
     try:
-        from minivae.ops import cuda_module
-
         cuda_module.require_gpu()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -109,13 +108,11 @@ def parts(results, args, peaks):
 # The step
 
 
-def trainer(batch, steps=100):
+def trainer(batch, steps=100, ops=cuda_ops):
     """A Trainer of the reference's model on the GPU, on random images: what they show does not change the time."""
-    from minivae.ops import cuda_ops
-
     images = np.random.default_rng(0).integers(0, 256, (8192, 32, 32, 3), np.uint8)
     config = Config("random", steps, batch, 10, 1e-3, 0, "sample", 100, 1000, 1000, (32, 32, 3), "random", "random")
-    return Trainer(config, images, cuda_ops)
+    return Trainer(config, images, ops)
 
 
 def steps(batch, columns):
@@ -142,8 +139,6 @@ def steps(batch, columns):
 
 def mine(batch, column, found):
     import cupy
-
-    from minivae.ops import cuda_module
 
     gc.collect()  # the last batch size's trainer
     t = trainer(batch)
@@ -259,7 +254,7 @@ def products(batch, peaks):
 
 
 def my_passes(product):
-    from minivae.ops import cuda_ops as ops
+    ops = cuda_ops
 
     rng = np.random.default_rng(0)
     big, small, w = (ops.xp.asarray(rng.standard_normal(s).astype(np.float32))
@@ -314,8 +309,6 @@ def torch_passes(product):
 
 def graph_of(call):
     """A timer of REPEATS calls in one CUDA graph, so that the host's time for a launch does not count."""
-    from minivae.ops import cuda_ops
-
     return cupy_timer(cuda_ops.capture(lambda: [call() for _ in range(REPEATS)]))
 
 

@@ -119,7 +119,7 @@ def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multi
     vector = aligned and outputs % lanes == 0 and (op == "CONV_DX" or inputs % lanes == 0)
     if not vector:
         tile = SCALAR
-    elif op == "CONV_DX" and g.stride > 1 and g.stride**2 * inputs <= NARROW.columns and not moments:
+    elif op == "CONV_DX" and g.stride**2 * inputs <= NARROW.columns and not moments:
         op = "CONV_DX_ALL"
         tile = NARROW
     elif not tensor:

@@ -5,6 +5,7 @@ constants that kernels share with Python, device.h, then the files of kernels/. 
 so templates need no wrapper.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ multiprocessors = 0  # of the GPU: work is cut into shares for each of them
 _raw_module = None
 _stream = None
 _generation = 0  # counts use(): what was compiled or allocated under another array module is not used again
+_branch = None  # the name of the branch whose operations are being launched
+_streams = {}  # while a graph is recorded: {None: its own stream, name of a branch: the branch's}
 
 
 def use(array_module, raw_module, compute_capability=90, multiprocessor_count=132, stream=None):
@@ -33,6 +36,7 @@ def use(array_module, raw_module, compute_capability=90, multiprocessor_count=13
     stream: the current stream, on which everything runs; None for a stand-in, which has no graphs to replay.
     """
     global xp, capability, multiprocessors, _raw_module, _stream, _generation
+    _scratch.clear()
     xp = array_module
     capability = compute_capability
     multiprocessors = multiprocessor_count
@@ -188,12 +192,65 @@ def capture(step):
         if calls == 1:
             return step()  # compiles kernels, makes buffers
         if graph is None:
-            stream.begin_capture()
-            step()
-            graph = stream.end_capture()
+            graph = _record(step, stream)
         graph.launch(stream)
 
     return replay
+
+
+def _record(step, stream):
+    """The launches of step() as a CUDA graph."""
+    with stream:  # launches of this thread would go elsewhere if another one had chosen the stream
+        stream.begin_capture()
+        _streams[None] = stream
+        try:
+            step()
+            for name in list(_streams):
+                join(name)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # branches that were not joined; the capture is over all the same
+                stream.end_capture()
+            raise
+        finally:
+            _streams.clear()
+        return stream.end_capture()
+
+
+@contextlib.contextmanager
+def branch(name):
+    """A block whose operations may run beside those that follow it, until join(name).
+
+    Branches of one name run one after the other. In a recorded graph they do run beside each other, each name on a
+    stream of its own; elsewhere everything runs in the order of the calls. Each name has its own scratch.
+    """
+    global _branch
+    outer = _branch
+    _branch = name
+    try:
+        if not _streams:
+            yield
+        else:
+            stream = _streams.setdefault(name, type(_stream)(non_blocking=True))
+            stream.wait_event(_streams[outer].record())
+            with stream:
+                yield
+    finally:
+        _branch = outer
+
+
+def join(name):
+    """What follows waits for the branches of that name."""
+    if name != _branch and name in _streams:
+        _streams[_branch].wait_event(_streams[name].record())
+
+
+def beside(first, second):
+    """The results of first() and second(), which may run at the same time; they do not call beside themselves."""
+    with branch("beside"):
+        second_result = second()
+    first_result = first()
+    join("beside")
+    return first_result, second_result
 
 
 class Buffers:
@@ -208,5 +265,17 @@ class Buffers:
             self._arrays[key] = xp.zeros(shape, dtype)
         return self._arrays[key]
 
+    def clear(self):
+        """Let go of all of them."""
+        self._arrays.clear()
 
-scratch = Buffers()  # shared by all operations: each leaves its counters at zero, and other contents for nobody
+
+_scratch = Buffers()
+
+
+def scratch(name, shape, dtype):
+    """An array for the operation at hand, shared by all operations that never run beside it.
+
+    Each leaves its counters at zero, and other contents for nobody.
+    """
+    return _scratch((_branch, name), shape, dtype)

@@ -110,6 +110,11 @@ class Kernel:
             if isinstance(a, np.ndarray) and not (_slack.get(a.ctypes.data, np.empty(0)) == 0xFF).all():
                 raise EmulatorError(f"{self.name}: wrote past the end of argument {i}")
 
+    def reads_and_writes(self, args):
+        """(arrays that it only reads, arrays that it may write) of a launch's arguments, by their pointers' types."""
+        arrays = [(a, t) for a, t in zip(args, self._signature, strict=True) if isinstance(a, np.ndarray)]
+        return [a for a, t in arrays if t.startswith("PK")], [a for a, t in arrays if not t.startswith("PK")]
+
     def _value(self, i, argument, mangled):
         expected = TYPES[mangled[-1]]
         if mangled[0] == "P" and isinstance(argument, np.uint64) and argument == 0:

@@ -33,8 +33,6 @@ template <int V> struct Constants {  // of a thread's channels: u = (x - mean) s
   }
 };
 
-constexpr int AHEAD = 4;  // loads of the last block that are on their way at once
-
 // Each channel's sum of `value` over the block's rows, in every thread of the channel; s (THREADS * V) is scratch.
 template <int V> __device__ void sum_rows(T* s, const Place<V>& at, int columns, T* value) {
   __syncthreads();  // the last sums in s have been read

@@ -9,27 +9,23 @@ template <bool K_MAJOR, int SIZE> struct Tile {
   static constexpr int VALUES = (K_MAJOR ? SIZE : DEPTH) * PITCH;
   static __device__ __forceinline__ int at(int i, int k) { return K_MAJOR ? i * PITCH + k : k * PITCH + i; }
 
-  // What a lane adds to the start of a 16 x 8 part to find the first value that it reads there. Every other address is
-  // this one plus a constant of the compiler's, which a load takes without an instruction.
-  static __device__ __forceinline__ int lane() {
-    const int l = threadIdx.x % 32;
-    return K_MAJOR ? at(l % 8 + l / 16 * 8, l / 8 % 2 * 4) : at(l / 4, l % 4);
+  // An mma takes 16 rows of A by 8, and two take 16 columns of B by 8, as four parts of 8 by 4: of A in the order (0, 0)
+  // (8, 0) (0, 4) (8, 4), of B the other way round. A lane (g, t) holds (g, t) of each part.
+  template <bool ROWS> static __device__ __forceinline__ int part(int e) {
+    return ROWS ? at(e % 2 * 8, e / 2 * 4) : at(e / 2 * 8, e % 2 * 4);
   }
-
-  // Two operands of an mma, each 8 wide, the second 8 after the first: a lane holds (g, t) and (g, t + 4) of each.
-  // from: the 16 x 8 part, plus lane().
-  static __device__ __forceinline__ void fragment(unsigned (&low)[2], unsigned (&high)[2], const T* from) {
-    unsigned bits[4];
+  // What a lane adds to where the parts begin to find what it reads first. Every other address of its is this one plus a
+  // constant, which a load takes without an instruction.
+  template <bool ROWS> static __device__ __forceinline__ int lane() {
+    const int l = threadIdx.x % 32;
+    return K_MAJOR ? part<ROWS>(l / 8) + at(l % 8, 0) : at(l / 4, l % 4);
+  }
+  template <bool ROWS> static __device__ __forceinline__ void fragment(unsigned (&bits)[4], const T* from) {
     if (K_MAJOR) {
       load_matrices(bits, from);
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) bits[e] = __float_as_uint(from[at(e / 2 * 8, e % 2 * 4)]);
-    }
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      low[e] = to_tf32(__uint_as_float(bits[e]));
-      high[e] = to_tf32(__uint_as_float(bits[2 + e]));
+      for (int e = 0; e < 4; ++e) bits[e] = __float_as_uint(from[part<ROWS>(e)]);
     }
   }
 };

@@ -32,21 +32,19 @@
 template <bool TENSOR, class A, class B, int WM, int WN>
 __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* a, const T* b, int wm, int wn) {
   if constexpr (TENSOR) {
-    const T* rows_from = a + A::at(wm, 0) + A::lane();
-    const T* columns_from = b + B::at(wn, 0) + B::lane();
+    const T* rows_from = a + A::at(wm, 0) + A::template lane<true>();
+    const T* columns_from = b + B::at(wn, 0) + B::template lane<false>();
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 8) {
-      unsigned upper[WM / 16][2], lower[WM / 16][2], columns[WN / 8][2];
+      unsigned rows[WM / 16][4], columns[WN / 16][4];
 #pragma unroll
-      for (int i = 0; i < WM / 16; ++i) A::fragment(upper[i], lower[i], rows_from + A::at(16 * i, k));
+      for (int i = 0; i < WM / 16; ++i) A::template fragment<true>(rows[i], rows_from + A::at(16 * i, k));
 #pragma unroll
-      for (int j = 0; j < WN / 8; j += 2) B::fragment(columns[j], columns[j + 1], columns_from + B::at(8 * j, k));
+      for (int j = 0; j < WN / 16; ++j) B::template fragment<false>(columns[j], columns_from + B::at(16 * j, k));
 #pragma unroll
-      for (int i = 0; i < WM / 16; ++i) {
-        const unsigned rows[4] = {upper[i][0], lower[i][0], upper[i][1], lower[i][1]};
+      for (int i = 0; i < WM / 16; ++i)
 #pragma unroll
-        for (int j = 0; j < WN / 8; ++j) mma_m16n8k8(acc[i][j], rows, columns[j]);
-      }
+        for (int j = 0; j < WN / 8; ++j) mma_m16n8k8(acc[i][j], rows[i], columns[j / 2] + j % 2 * 2);
     }
   } else {
     const int g = wm + threadIdx.x % 32 / 4, t = wn + threadIdx.x % 4 * 2;
@@ -145,6 +143,14 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
         run(load_a, load_b);
       }
 
+      if constexpr (TENSOR) {
+#pragma unroll
+        for (int i = 0; i < WM / 16; ++i)
+#pragma unroll
+          for (int j = 0; j < WN / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) acc[i][j][e] *= TF32_PRODUCT;
+      }
       const int first = tile_begin / share, last = (tile_begin + per_tile - 1) / share;
       if (!sum_pieces(acc, first, last - first + 1, partial, counters)) continue;
 
