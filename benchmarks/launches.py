@@ -52,7 +52,7 @@ class Recorder:
 
 def ops_on(recorder, capability=90, multiprocessors=132):
     """cuda_ops on NumPy's arrays, with its launches handed to the recorder."""
-    cuda_module.use(np, recorder.module, capability, multiprocessors, recorder.stream())
+    cuda_module.use(np, recorder.module, capability, multiprocessors, stream=recorder.stream())
     return SimpleNamespace(**vars(cuda_ops) | {"xp": np, "DoubleBuffer": host.DoubleBuffer,
                                                "free_memory": host.free_memory})
 
@@ -64,7 +64,7 @@ class _Function:
         self.recorder = recorder
         self.name = name
         self.kernel = kernel
-        self.max_dynamic_shared_size_bytes = cuda_module.SHARED_BYTES
+        self.max_dynamic_shared_size_bytes = 0
 
     def __call__(self, grid, block, args, shared_mem=0):
         launches = self.recorder.launches

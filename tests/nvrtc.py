@@ -7,9 +7,10 @@ from collections import namedtuple
 from functools import cache
 from pathlib import Path
 
-Kernel = namedtuple("Kernel", "symbol registers stack spilled")  # bytes of stack and of spilled registers
+# bytes of stack, of spilled registers and of shared memory
+Kernel = namedtuple("Kernel", "symbol registers stack spilled shared")
 SUMMARY = re.compile(r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-                     r"(\d+) bytes spill loads.*?Used (\d+) registers", re.DOTALL)
+                     r"(\d+) bytes spill loads.*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?", re.DOTALL)
 
 
 @cache
@@ -38,8 +39,8 @@ def compile_kernels(code, names, arch):
     log = text(program, "ProgramLog")
     if failed:
         raise RuntimeError(log)
-    kernels = [Kernel(symbol, int(registers), int(stack), int(stores) + int(loads))
-               for symbol, stack, stores, loads, registers in SUMMARY.findall(log)]
+    kernels = [Kernel(symbol, int(registers), int(stack), int(stores) + int(loads), int(shared or 0))
+               for symbol, stack, stores, loads, registers, shared in SUMMARY.findall(log)]
     ptx = text(program, "PTX")
     check(nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
     return kernels, ptx

@@ -7,7 +7,6 @@ for all.
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import nvrtc
 import pytest
 
@@ -72,7 +71,7 @@ def test_all_values_stay_in_registers_on_all_cards(compiled_in_full):
     ("products", "float32", (cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW)),
     ("double products", "float64", (cuda_conv.MEDIUM_DOUBLE, cuda_conv.SCALAR, cuda_conv.NARROW))])
 def test_as_many_blocks_fit_a_multiprocessor_as_cuda_conv_counts_on(compiled, title, dtype, tiles):
-    """It has 65536 registers and 227 KB of shared memory, of which the system takes a KB for each block."""
+    """It has 65536 registers, and the system takes a KB of shared memory for each block."""
     kernels, _ = compiled[REFERENCE, title, dtype]
     for tile in tiles:
         numbers = "".join(f"Li{n}E" for n in (tile.rows, tile.columns, tile.warp_rows, tile.warp_columns))
@@ -80,8 +79,14 @@ def test_as_many_blocks_fit_a_multiprocessor_as_cuda_conv_counts_on(compiled, ti
         assert mine, tile
         for kernel in mine:
             assert tile.blocks * cuda_conv.THREADS * -(-kernel.registers // 8) * 8 <= 65536, kernel
-        shared = max(cuda_conv._shared(op, np.dtype(dtype).itemsize, tile) for op in cuda_conv.OPERATIONS)
-        assert tile.blocks * (shared + 1024) <= 227 * 1024, tile
+            assert kernel.shared + 1024 <= cuda_conv.OTHER_SHARED_BYTES, kernel
+
+
+@pytest.mark.parametrize("kilobytes, blocks", [
+    (228, (2, 3, 3, 3)), (164, (1, 2, 3, 2)), (100, (1, 1, 2, 1)), (64, (1, 1, 1, 1))], ids=["90", "80", "86", "75"])
+def test_blocks_of_each_tile_by_the_shared_memory_of_a_card(kilobytes, blocks):
+    tiles = cuda_conv.LARGE, cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW
+    assert tuple(cuda_conv._blocks("CONV_DX", 4, tile, kilobytes * 1024) for tile in tiles) == blocks
 
 
 def test_tensor_products_use_tensor_cores(compiled):

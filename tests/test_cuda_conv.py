@@ -104,7 +104,7 @@ def test_every_kernel_has_a_case():
     for (case, precision, multiprocessors), op, moments in itertools.product(
             runs(), ("CONV", "CONV_DX", "CONV_DW"), (True, False)):
         plan = cuda_conv._plan(op, np.dtype(PRECISIONS[precision][0]), case[1], case[0], *case[2:], True,
-                               moments and op != "CONV_DW", precision == "tf32", multiprocessors)
+                               moments and op != "CONV_DW", precision == "tf32", multiprocessors, 228 * 1024)
         kernel = plan.source, plan.name
         tile = plan.source, plan.name.split(",", 1)[1]
         rows[kernel] = max(plan.row_tiles, rows.get(kernel, 0))

@@ -14,6 +14,7 @@ from minivae.ops.geometry import Geometry
 
 THREADS = 128  # of a block
 STAGES = 3  # buffers in shared memory, each of one unit
+OTHER_SHARED_BYTES = 7 * 1024  # of a block: its sums, and the KB that the system takes
 UNIT_BYTES = 128  # of the contraction, in each row of A and column of B: what a block multiplies at a time
 ALONG_PAD_BYTES = 16  # after each line of a buffer that lies along the contraction
 ACROSS_PAD_BYTES = 32  # after each line that lies across it
@@ -25,8 +26,9 @@ LEAST_SHARE = 4  # units of work that are worth a block
 POINT = Geometry(1, 1, 1, 1)
 
 # Rows and columns of a block and of a warp; loads of 16 bytes, or of one value where channels do not come in fours;
-# blocks per multiprocessor. LARGE keeps tensor cores busiest, MEDIUM has more blocks for small products, SCALAR takes
-# any shape, NARROW is for the few columns of CONV_DX_ALL. A MEDIUM tile of doubles takes the registers of a LARGE one.
+# blocks per multiprocessor that its registers allow. LARGE keeps tensor cores busiest, MEDIUM has more blocks for small
+# products, SCALAR takes any shape, NARROW is for the few columns of CONV_DX_ALL. A MEDIUM tile of doubles takes the
+# registers of a LARGE one.
 Tile = namedtuple("Tile", "rows columns warp_rows warp_columns vector blocks")
 LARGE = Tile(128, 64, 64, 32, True, 2)
 MEDIUM = Tile(64, 64, 32, 32, True, 3)
@@ -92,7 +94,7 @@ def _product(op, a, b, out, g, images, inputs, outputs, moments=None):
     dtype = np.dtype(out.dtype)
     aligned = all(cuda_module.address(array) % 16 == 0 for array in (a, b))
     plan = _plan(op, dtype, g, images, inputs, outputs, aligned, moments is not None,
-                 cuda_module.tensor_cores(dtype), cuda_module.multiprocessors)
+                 cuda_module.tensor_cores(dtype), cuda_module.multiprocessors, cuda_module.shared_memory)
     scratch = cuda_module.scratch
     tiles = tile_counters = None
     if moments is not None:
@@ -108,7 +110,7 @@ Plan = namedtuple("Plan", "source name grid share units columns row_tiles column
 
 
 @cache
-def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multiprocessors):
+def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multiprocessors, shared_memory):
     """What product.cu is launched with, of tile and shares, for these shapes."""
     size = dtype.itemsize
     if g.kernel >= TAP_BITS:
@@ -126,9 +128,10 @@ def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multi
         tile = MEDIUM if size == 4 else MEDIUM_DOUBLE
     else:
         units, *_ = _units(op, size, g, images, inputs, outputs, LARGE)
-        tile = LARGE if units >= LEAST_SHARE * LARGE.blocks * multiprocessors else MEDIUM
+        at_once = _blocks(op, size, LARGE, shared_memory) * multiprocessors
+        tile = LARGE if units >= LEAST_SHARE * at_once else MEDIUM
     units, per_tile, row_tiles, columns = _units(op, size, g, images, inputs, outputs, tile)
-    share = max(-(-units // (tile.blocks * multiprocessors)), LEAST_SHARE)
+    share = max(-(-units // (_blocks(op, size, tile, shared_memory) * multiprocessors)), LEAST_SHARE)
     if len(per_tile) == 1 and per_tile[0] <= LEAST_SHARE:
         share = per_tile[0]  # short tiles are not cut
     grid = -(-units // share)
@@ -170,6 +173,11 @@ def _phases(g, before, length):
     """[(pixels, taps)] along one axis: the pixels that see the taps first, first + stride, ..., for each first tap."""
     return [(-(-max(length - (first - before) % g.stride, 0) // g.stride), -(-max(g.kernel - first, 0) // g.stride))
             for first in range(g.stride)]
+
+
+def _blocks(op, size, tile, shared_memory):
+    """How many blocks of a tile fit on a multiprocessor."""
+    return max(1, min(tile.blocks, shared_memory // (_shared(op, size, tile) + OTHER_SHARED_BYTES)))
 
 
 def _shared(op, size, tile):

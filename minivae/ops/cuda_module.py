@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from minivae.errors import UserError
+from minivae.ops import host
 
 KERNELS = Path(__file__).with_name("kernels")
 INSTALL = "pip install -r requirements-gpu.txt"
 TENSOR_CORES = 80  # the compute capability from which mma takes tf32
-SHARED_BYTES = 48 * 1024  # of shared memory that a block gets without asking
 SYNCHRONOUS = False  # an operation returns before the GPU has done it; looking at a result would wait
 IMAGES_AT_ONCE = 1024  # of an evaluation: enough to fill the GPU
 
@@ -23,6 +23,7 @@ xp = None  # cupy, or numpy under the tests' emulator
 precision = "tf32"  # of float32 products: "tf32" (tensor cores, 10 bits of mantissa) or "fp32"
 capability = 0  # 90 for compute capability 9.0
 multiprocessors = 0  # of the GPU: work is cut into shares for each of them
+shared_memory = 0  # bytes of each of them
 _raw_module = None
 _stream = None
 _generation = 0  # counts use(): what was compiled or allocated under another array module is not used again
@@ -30,16 +31,18 @@ _branch = None  # the name of the branch whose operations are being launched
 _streams = {}  # while a graph is recorded: {None: its own stream, name of a branch: the branch's}
 
 
-def use(array_module, raw_module, compute_capability=90, multiprocessor_count=132, stream=None):
+def use(array_module, raw_module, compute_capability=90, multiprocessor_count=132, shared_bytes=228 * 1024,
+        stream=None):
     """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins for the two.
 
     stream: the current stream, on which everything runs; None for a stand-in, which has no graphs to replay.
     """
-    global xp, capability, multiprocessors, _raw_module, _stream, _generation
+    global xp, capability, multiprocessors, shared_memory, _raw_module, _stream, _generation
     _scratch.clear()
     xp = array_module
     capability = compute_capability
     multiprocessors = multiprocessor_count
+    shared_memory = shared_bytes
     _raw_module = raw_module
     _stream = stream
     _generation += 1
@@ -62,7 +65,8 @@ def require_gpu(precision="tf32"):
     stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
     stream.use()
     device = cupy.cuda.Device()
-    use(cupy, cupy.RawModule, int(device.compute_capability), device.attributes["MultiProcessorCount"], stream)
+    use(cupy, cupy.RawModule, int(device.compute_capability), device.attributes["MultiProcessorCount"],
+        device.attributes["MaxSharedMemoryPerMultiprocessor"], stream)
     set_precision(precision)
 
 
@@ -93,6 +97,7 @@ class Source:
         self.names = names
         self.constants = constants
         self._functions = {}
+        self._shared = {}  # by function, the bytes of dynamic shared memory that it may have
 
     def code(self, dtype):
         """The text that is compiled for T = float or double. Its first line defines T and the constants."""
@@ -109,8 +114,10 @@ class Source:
         shared: bytes of dynamic shared memory.
         """
         function = self._function(name, np.dtype(dtype))
-        if shared > max(function.max_dynamic_shared_size_bytes, SHARED_BYTES):
+        if shared > self._shared.get(function, 0):
+            self._shared[function] = shared
             function.max_dynamic_shared_size_bytes = shared
+            function.preferred_shared_memory_carveout = 100  # %: the cache gets what the blocks leave
         function(_tuple(grid), _tuple(block), tuple(_argument(a, dtype) for a in args), shared_mem=shared)
 
     def _function(self, name, dtype):
@@ -253,24 +260,14 @@ def beside(first, second):
     return first_result, second_result
 
 
-class Buffers:
-    """Arrays on the device that are zero when they are made and are then kept, as host.Buffers keeps them."""
+class Buffers(host.Buffers):
+    """The same on the device."""
 
-    def __init__(self):
-        self._arrays = {}
-
-    def __call__(self, name, shape, dtype):
-        key = _generation, name, tuple(shape), np.dtype(dtype)
-        if key not in self._arrays:
-            self._arrays[key] = xp.zeros(shape, dtype)
-        return self._arrays[key]
-
-    def clear(self):
-        """Let go of all of them."""
-        self._arrays.clear()
+    def zeros(self, shape, dtype):
+        return xp.zeros(shape, dtype)
 
 
-_scratch = Buffers()
+_scratch = {}  # Buffers by the name of the branch
 
 
 def scratch(name, shape, dtype):
@@ -278,4 +275,4 @@ def scratch(name, shape, dtype):
 
     Each leaves its counters at zero, and other contents for nobody.
     """
-    return _scratch((_branch, name), shape, dtype)
+    return _scratch.setdefault(_branch, Buffers())(name, shape, dtype)

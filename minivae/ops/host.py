@@ -18,8 +18,11 @@ class Buffers:
     def __call__(self, name, shape, dtype):
         key = name, tuple(shape), np.dtype(dtype)
         if key not in self._arrays:
-            self._arrays[key] = np.zeros(shape, dtype)
+            self._arrays[key] = self.zeros(shape, dtype)
         return self._arrays[key]
+
+    def zeros(self, shape, dtype):
+        return np.zeros(shape, dtype)
 
 
 def to_host(array):

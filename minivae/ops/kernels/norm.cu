@@ -163,7 +163,7 @@ __device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Cons
 // Where one block has all rows of its strip (gridDim.x is 1, for the few rows of a dense layer) it also writes dx,
 // which saves a launch; otherwise batch_norm_dx does.
 template <int V>
-__global__ void __launch_bounds__(THREADS, 4)
+__global__ void __launch_bounds__(THREADS, 16 / sizeof(T))
 batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, int train, int rows,
                 int c, int columns, T* partial, unsigned* counters, T* dx, T* dgamma, T* dbeta) {
   SHARED(T, s, [THREADS * V]);
