@@ -189,9 +189,9 @@ batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const
     if (!last_block(counters + blockIdx.y, gridDim.x)) return;
     for (int k = 0; k < V; ++k) sum[k] = dot[k] = 0;
     // A load for every round, with a factor of 0 past the end: a condition would make each wait for the one before.
-    const T* from = partial + (at.inside ? at.channel : 0);
+    const T* from = partial + at.channel;
     const int blocks = gridDim.x;
-    for (int i = at.lane; i < blocks; i += AHEAD * at.lanes) {
+    for (int i = at.lane; at.inside && i < blocks; i += AHEAD * at.lanes) {
       Vec<V> sums[AHEAD], dots[AHEAD];
       for (int a = 0; a < AHEAD; ++a) {
         const size_t block = min(i + a * at.lanes, blocks - 1);
