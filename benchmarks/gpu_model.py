@@ -11,10 +11,14 @@ import re
 from collections import namedtuple
 
 import numpy as np
+import roofline
 from gpu_step import BATCHES, trainer
 from launches import Recorder, ops_on
+from readme import README, table, write_between
+from roofline import FLOAT
 
-from minivae.ops import cuda_conv, cuda_norm
+from minivae.ops import cuda_conv, cuda_norm, numpy_ops
+from minivae.vae import VAE
 
 SM = 132  # multiprocessors
 CYCLES = 1900  # in a microsecond
@@ -26,8 +30,8 @@ PROLOGUE = 1.6  # us until a block of a product multiplies, and to write its til
 NEXT_TILE = 1.3  # us for each further tile of a block
 LAST_BLOCK = 0.8  # us until the last block knows that it is the last
 BARRIERS = 0.25  # us of a block's sum in shared memory
-MMA = 6.4  # cycles of a multiprocessor for each mma of a warp
-ISSUED = 0.75  # of a multiprocessor's cycles in which it issues an instruction, at best
+MMA = 6.4  # cycles of one of a multiprocessor's four tensor cores for each mma
+ISSUED = 0.75  # of its cycles in which one of the four schedulers issues an instruction, at best
 
 # Instructions of a warp for one unit, by operation and tile: test_cuda_compile.py counts them
 INSTRUCTIONS = {
@@ -193,11 +197,37 @@ def schedule(launches):
     return [times[i] for i in range(len(launches))]
 
 
+def ladder():
+    """The table of docs/kernels.md."""
+    product = next(p for p in roofline.products(VAE((32, 32, 3), 10, numpy_ops), 64) if p.name == "gen/tconv1")
+    multiplications = product.flops / 2 / SM / CYCLES  # us of a multiprocessor that does one a cycle
+    start = NODE + PROLOGUE
+    naive = start + multiplications / 32 * 2  # two loads for the 32 of a warp
+    registers = start + multiplications / 128 / ISSUED  # 128 lanes add at a time
+    mmas = start + multiplications / 1024 * MMA / 4 / ISSUED
+    im2col = NODE + 2 * FLOAT * np.prod(product.small[:3]) * np.prod(product.w[:3]) / L2  # written, then read
+    moments = sum(memory(0.4 + READ + LAST_BLOCK + 2 * BARRIERS, FLOAT * np.prod(product.big))[:2])
+    forward = next(launch for launch in step(64) if launch.name.startswith("product<CONV_DX,"))
+    rows = [["a naive product; im2col, moments", f"{naive + im2col + moments:.0f}"],
+            ["shared memory and registers; im2col, moments", f"{registers + im2col + moments:.0f}"],
+            ["tensor cores; im2col, moments", f"{mmas + im2col + moments:.0f}"],
+            ["gathered operands, equal shares, fused moments", f"{sum(cost(forward)[:2]):.0f}"]]
+    for batch in BATCHES:
+        launches = step(batch)
+        alone = sum(c.fixed + c.work for c in map(cost, launches))
+        rows.append([f"a step at batch {batch}, {len(launches)} launches one after the other", f"{alone:.0f}"])
+        rows.append([f"a step at batch {batch} with branches", f"{max(at.end for at in schedule(launches)):.0f}"])
+    return table(["", "us, estimated"], rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--launches", action="store_true", help="list each of them")
+    parser.add_argument("--write", action="store_true", help="write the table of docs/kernels.md")
     args = parser.parse_args()
+    if args.write:
+        write_between("kernels", ladder(), README.parent / "docs" / "kernels.md")
     for batch in args.batch:
         launches = step(batch)
         times = schedule(launches)

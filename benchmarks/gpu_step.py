@@ -69,7 +69,7 @@ def main(arguments):
     for part, measure in parts(results, args, roofline.card(name)):
         try:
             measure()
-        except (RuntimeError, MemoryError) as e:  # CUDA's, CuPy's and PyTorch's; what else is measured is not lost
+        except failures() as e:  # what else is measured is not lost
             failed = True
             print(f"error: {part}: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
             continue
@@ -79,6 +79,12 @@ def main(arguments):
         print(f"{part}: done", flush=True)
     print(report(results))
     return 1 if failed or any(step["failed"] for step in results["steps"]) else 0
+
+
+def failures():
+    """The errors of CUDA, CuPy and PyTorch."""
+    compiler = sys.modules.get("cupy.cuda.compiler")  # whose CompileException is no RuntimeError
+    return RuntimeError, MemoryError, *([compiler.CompileException] if compiler else [])
 
 
 def earlier(path, head):
@@ -129,7 +135,7 @@ def steps(batch, columns):
     for column in columns:
         try:
             candidates[column] = (mine if column == "minivae" else torch_step)(batch, column, found)
-        except (RuntimeError, MemoryError) as e:
+        except failures() as e:
             found["failed"][column] = f"{type(e).__name__}: {e}"[:2000]
             print(f"error: {column} at batch {batch}: {found['failed'][column]}", file=sys.stderr, flush=True)
     for column, timings in take_turns(candidates).items():
@@ -141,6 +147,9 @@ def mine(batch, column, found):
     import cupy
 
     gc.collect()  # the last batch size's trainer
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.total_bytes()
     t = trainer(batch)
     launch, count = cuda_module.Source.launch, 0
 
@@ -151,12 +160,12 @@ def mine(batch, column, found):
 
     t.step()
     cuda_module.Source.launch = counted
-    t.update()
+    t.device_step()
     cuda_module.Source.launch = launch
     t.adam.t[...] = t.step_count
     found["launches"] = count
-    used = cupy.get_default_memory_pool().used_bytes()
-    found["peak_mb"][column] = (used - t.device_images.nbytes - t.device_test.nbytes) / 1e6
+    peak = pool.total_bytes() - before  # the pool keeps all that it ever had
+    found["peak_mb"][column] = (peak - t.batches.device_images.nbytes) / 1e6
     return cupy_timer(t.step)
 
 
@@ -172,8 +181,9 @@ def torch_step(batch, column, found):
     for _ in range(WARM_UP):
         step(x, eps)
     torch.cuda.synchronize()
+    timer = torch_timer(torch_replay(lambda: step(x, eps)) if column == "graph" else lambda: step(x, eps))
     found["peak_mb"][column] = (torch.cuda.max_memory_allocated() - before) / 1e6
-    return torch_timer(lambda: step(x, eps))
+    return timer
 
 
 def cupy_timer(call):
@@ -313,6 +323,11 @@ def graph_of(call):
 
 
 def torch_graph_of(call):
+    return torch_timer(torch_replay(lambda: [call() for _ in range(REPEATS)]))
+
+
+def torch_replay(call):
+    """A function that replays what call() does, recorded as one CUDA graph."""
     import torch
 
     stream = torch.cuda.Stream()
@@ -322,9 +337,8 @@ def torch_graph_of(call):
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        for _ in range(REPEATS):
-            call()
-    return torch_timer(graph.replay)
+        call()
+    return graph.replay
 
 
 if __name__ == "__main__":
