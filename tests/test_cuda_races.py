@@ -17,7 +17,7 @@ FAULTS = {
     "no fence for those who read": ("if (last) __threadfence();", ""),
     "the last block but one goes on": ("== blocks - 1;", "== (blocks > 1 ? blocks - 2 : 0);"),
     "one slot for two tiles": ("2 * (first + r) + (r == 0)", "2 * (first + r)"),
-    "a counter for two levels": ("counters + tile + level", "counters + tile"),
+    "no fence for those who wrote": ("__threadfence();\n  __syncthreads();", "__syncthreads();"),
 }
 
 

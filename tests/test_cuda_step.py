@@ -172,9 +172,9 @@ def test_a_failure_seen_late_stops_the_run(tmp_path):
         run, t = Run.create(tmp_path / ops.__name__, "x", config(log_every=3)), trainer(ops, np.float32, log_every=3)
         update = t.adam.update
 
-        def explode(t=t, update=update):
+        def explode(first=None, t=t, update=update):
             t.adam.lr[...] = 1e-3 if t.step_count < 1 else 1e30
-            update()
+            update(first)
 
         t.adam.update = explode
         with pytest.raises(UserError, match="step 3 is not finite, first in") as e:

@@ -31,9 +31,9 @@ def diverge(t, last):
     """From step `last` on, the learning rate is far too large: the next step overflows."""
     update = t.adam.update
 
-    def faster():
+    def faster(first=None):
         t.adam.lr[0] = 1e-3 if t.step_count < last - 1 else 1e30
-        update()
+        update(first)
 
     t.adam.update = faster
 
