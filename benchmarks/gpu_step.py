@@ -24,6 +24,7 @@ from gpu_report import COLUMNS, report
 from readme import write_between
 
 from minivae.errors import UserError
+from minivae.ops import cuda_module, cuda_ops
 from minivae.training.settings import Config
 from minivae.training.trainer import Trainer
 from minivae.vae import VAE
@@ -44,8 +45,6 @@ def main(arguments):
     parser.add_argument("--updates", type=int, default=UPDATES, help="of the run that is timed as a whole")
     args = parser.parse_args(arguments)
     try:
-        from minivae.ops import cuda_module
-
         cuda_module.require_gpu()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
@@ -70,7 +69,7 @@ def main(arguments):
     for part, measure in parts(results, args, roofline.card(name)):
         try:
             measure()
-        except (RuntimeError, MemoryError) as e:  # CUDA's, CuPy's and PyTorch's; what else is measured is not lost
+        except failures() as e:  # what else is measured is not lost
             failed = True
             print(f"error: {part}: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
             continue
@@ -80,6 +79,12 @@ def main(arguments):
         print(f"{part}: done", flush=True)
     print(report(results))
     return 1 if failed or any(step["failed"] for step in results["steps"]) else 0
+
+
+def failures():
+    """The errors of CUDA, CuPy and PyTorch."""
+    compiler = sys.modules.get("cupy.cuda.compiler")  # whose CompileException is no RuntimeError
+    return RuntimeError, MemoryError, *([compiler.CompileException] if compiler else [])
 
 
 def earlier(path, head):
@@ -109,13 +114,11 @@ def parts(results, args, peaks):
 # The step
 
 
-def trainer(batch, steps=100):
+def trainer(batch, steps=100, ops=cuda_ops):
     """A Trainer of the reference's model on the GPU, on random images: what they show does not change the time."""
-    from minivae.ops import cuda_ops
-
     images = np.random.default_rng(0).integers(0, 256, (8192, 32, 32, 3), np.uint8)
     config = Config("random", steps, batch, 10, 1e-3, 0, "sample", 100, 1000, 1000, (32, 32, 3), "random", "random")
-    return Trainer(config, images, cuda_ops)
+    return Trainer(config, images, ops)
 
 
 def steps(batch, columns):
@@ -132,7 +135,7 @@ def steps(batch, columns):
     for column in columns:
         try:
             candidates[column] = (mine if column == "minivae" else torch_step)(batch, column, found)
-        except (RuntimeError, MemoryError) as e:
+        except failures() as e:
             found["failed"][column] = f"{type(e).__name__}: {e}"[:2000]
             print(f"error: {column} at batch {batch}: {found['failed'][column]}", file=sys.stderr, flush=True)
     for column, timings in take_turns(candidates).items():
@@ -143,9 +146,10 @@ def steps(batch, columns):
 def mine(batch, column, found):
     import cupy
 
-    from minivae.ops import cuda_module
-
     gc.collect()  # the last batch size's trainer
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.total_bytes()
     t = trainer(batch)
     launch, count = cuda_module.Source.launch, 0
 
@@ -156,12 +160,12 @@ def mine(batch, column, found):
 
     t.step()
     cuda_module.Source.launch = counted
-    t.update()
+    t.device_step()
     cuda_module.Source.launch = launch
     t.adam.t[...] = t.step_count
     found["launches"] = count
-    used = cupy.get_default_memory_pool().used_bytes()
-    found["peak_mb"][column] = (used - t.device_images.nbytes - t.device_test.nbytes) / 1e6
+    peak = pool.total_bytes() - before  # the pool keeps all that it ever had
+    found["peak_mb"][column] = (peak - t.batches.device_images.nbytes) / 1e6
     return cupy_timer(t.step)
 
 
@@ -177,8 +181,9 @@ def torch_step(batch, column, found):
     for _ in range(WARM_UP):
         step(x, eps)
     torch.cuda.synchronize()
+    timer = torch_timer(torch_replay(lambda: step(x, eps)) if column == "graph" else lambda: step(x, eps))
     found["peak_mb"][column] = (torch.cuda.max_memory_allocated() - before) / 1e6
-    return torch_timer(lambda: step(x, eps))
+    return timer
 
 
 def cupy_timer(call):
@@ -259,7 +264,7 @@ def products(batch, peaks):
 
 
 def my_passes(product):
-    from minivae.ops import cuda_ops as ops
+    ops = cuda_ops
 
     rng = np.random.default_rng(0)
     big, small, w = (ops.xp.asarray(rng.standard_normal(s).astype(np.float32))
@@ -314,12 +319,15 @@ def torch_passes(product):
 
 def graph_of(call):
     """A timer of REPEATS calls in one CUDA graph, so that the host's time for a launch does not count."""
-    from minivae.ops import cuda_ops
-
     return cupy_timer(cuda_ops.capture(lambda: [call() for _ in range(REPEATS)]))
 
 
 def torch_graph_of(call):
+    return torch_timer(torch_replay(lambda: [call() for _ in range(REPEATS)]))
+
+
+def torch_replay(call):
+    """A function that replays what call() does, recorded as one CUDA graph."""
     import torch
 
     stream = torch.cuda.Stream()
@@ -329,9 +337,8 @@ def torch_graph_of(call):
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        for _ in range(REPEATS):
-            call()
-    return torch_timer(graph.replay)
+        call()
+    return graph.replay
 
 
 if __name__ == "__main__":

@@ -97,13 +97,14 @@ class TorchVAE(nn.Module):
 
 def training_step(model, x, column):
     """A function of (x, eps), tensors of the device where `model` and `x` are, that makes one update and returns the
-    loss; and x as the column wants it. column: "eager" (NCHW), "channels_last", or of that "compile" or "max-autotune",
-    the latter with CUDA graphs.
+    loss; and x as the column wants it. column: "eager" (NCHW), "channels_last", or of that "compile", "max-autotune",
+    which uses CUDA graphs, or "graph", for which gpu_step.py records the whole step as one.
     """
     layout = torch.contiguous_format if column == "eager" else torch.channels_last
     model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.5, 0.999), fused=True)
-    modes = {"compile": "default", "max-autotune": "max-autotune"}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.5, 0.999), fused=True,
+                                 capturable=column == "graph")
+    modes = {"compile": "default", "graph": "default", "max-autotune": "max-autotune"}
     loss_of = torch.compile(model, mode=modes[column], dynamic=False) if column in modes else model
 
     def step(x, eps):

@@ -11,15 +11,21 @@ import numpy as np
 
 
 class Adam:
-    """t (1,) int64 counts finished updates and lr (1,) float64 is read anew each time: both live on the device."""
+    """t (1,) int64 counts finished steps and lr (1,) float64 is read at each step: both live on the device."""
 
     def __init__(self, params, lr=1e-3, beta1=0.5, beta2=0.999, eps=1e-8):
         xp = params.ops.xp
         self.params, self.beta1, self.beta2, self.eps = params, beta1, beta2, eps
         self.m, self.v = xp.zeros_like(params.values), xp.zeros_like(params.values)
-        self.lr, self.t = xp.full(1, lr, np.float64), xp.zeros(1, np.int64)
+        self.lr, self.t, self.rate = xp.full(1, lr, np.float64), xp.zeros(1, np.int64), xp.zeros(1, params.dtype)
+        self.end = params.values.size  # in the flat arrays: those after it have been updated in this step
 
-    def update(self):
-        """One update of every parameter from its gradient. ops.record counts it, at the end of the step."""
+    def update(self, first=None):
+        """Update the parameters from `first` on that are left in this step, or all. ops.record counts it afterwards."""
         p = self.params
-        p.ops.adam(p.values, p.grads, self.m, self.v, self.lr, self.t, self.beta1, self.beta2, self.eps)
+        if self.end == p.values.size:  # none of them yet: t is that of this step
+            p.ops.adam_rate(self.lr, self.t, self.beta1, self.beta2, self.rate)
+        start = first.start if first else 0
+        parts = (flat[start : self.end] for flat in (p.values, p.grads, self.m, self.v))
+        p.ops.adam(*parts, self.rate, self.beta1, self.beta2, self.eps)
+        self.end = start or p.values.size

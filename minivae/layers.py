@@ -45,7 +45,8 @@ class Dense(Layer):
     def backward(self, dy, want_dw=True):
         """want_dw=False finds dx alone and leaves w's gradient as it was."""
         if want_dw:
-            self.ops.dense_dw(self.x, dy, self.w.grad)
+            with self.ops.branch("dw"):
+                self.ops.dense_dw(self.x, dy, self.w.grad)
         dx = self.like("dx", self.x.shape, dy)
         self.ops.dense_dx(dy, self.w.value, dx)
         return dx
@@ -73,7 +74,8 @@ class Conv2D(Layer):
     def backward(self, dy, want_dw=True, want_dx=True):
         """want_dx=False is for the first layer: nobody needs the gradient of the image."""
         if want_dw:
-            self.ops.conv_dw(self.cols, dy, self.g, self.w.grad)
+            with self.ops.branch("dw"):
+                self.ops.conv_dw(self.cols, dy, self.g, self.w.grad)
         if want_dx:
             dx = self.like("dx", self.x_shape, dy)
             self.ops.conv_dx(dy, self.w.value, self.g, dx)
@@ -103,7 +105,8 @@ class Conv2DTranspose(Layer):
     def backward(self, dy, want_dw=True):
         cols = self.ops.im2col(dy, self.g, self.buffers)
         if want_dw:
-            self.ops.conv_dw(cols, self.x, self.g, self.w.grad)
+            with self.ops.branch("dw"):
+                self.ops.conv_dw(cols, self.x, self.g, self.w.grad)
         dx = self.like("dx", self.x.shape, dy)
         self.ops.conv(cols, self.w.value, self.g, dx)
         return dx

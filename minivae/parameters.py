@@ -13,7 +13,7 @@ from minivae.ops import philox
 
 
 class Parameter:
-    """A named array `value` with its gradient `grad` of the same shape; state (moving statistics) has grad None."""
+    """A named array `value`, at `start` of a flat one, and its gradient `grad`, None for state (moving statistics)."""
 
     def __init__(self, name, shape, initial):
         self.name = name
@@ -73,6 +73,7 @@ class Parameters:
         views = []
         start = 0
         for p in kind:
+            p.start = start
             views.append(flat[start : start + math.prod(p.shape)].reshape(p.shape))
             start += self._padded(p)
         return views

@@ -42,12 +42,15 @@ class Encoder:
         h = self.conv3.forward(h, train)  # (N, 4, 4, 128)
         self.image_shape = h.shape
         h = self.dense.forward(h.reshape(len(h), -1), train)  # (N, 1024)
-        return self.mean.forward(h, train), self.var.forward(h, train)  # (N, Z) each
+        return self.ops.beside(lambda: self.mean.forward(h, train),
+                               lambda: self.var.forward(h, train))  # (N, Z) each
 
-    def backward(self, dmean, ds, want_dx=False):
-        dh = self.mean.backward(dmean)
-        self.ops.add(dh, self.var.backward(ds))  # h feeds both heads: its gradient is the sum of theirs
+    def backward(self, dmean, ds, want_dx=False, ready=None):
+        dh, dh_of_var = self.ops.beside(lambda: self.mean.backward(dmean), lambda: self.var.backward(ds))
+        self.ops.add(dh, dh_of_var)  # h feeds both heads: its gradient is the sum of theirs
         dh = self.dense.backward(dh).reshape(self.image_shape)
+        if ready:
+            ready(self.dense.affine.w)
         dh = self.conv3.backward(dh)
         dh = self.conv2.backward(dh)
         return self.conv1.backward(dh, want_dx=want_dx)
@@ -108,15 +111,18 @@ class VAE:
         rec = self.likelihood.forward(a, x, train)
         return rec, kl
 
-    def backward(self, want_dx=False):
+    def backward(self, want_dx=False, ready=None):
         """Find dL/d of every parameter for the last forward, and return dL/dx if asked.
 
-        x counts twice: it goes through the encoder, and it is what p(x|z) shall explain.
+        x counts twice: it goes through the encoder, and it is what p(x|z) shall explain. Branch "dw" finds the weights'
+        gradients; ready(p) is called when it alone is not done with the parameters from p on.
         """
         da = self.likelihood.backward()
         dz = self.generator.backward(da)
+        if ready:
+            ready(self.generator.dense.affine.w)
         dmean, ds = self.posterior.backward(dz)
-        dx = self.encoder.backward(dmean, ds, want_dx)
+        dx = self.encoder.backward(dmean, ds, want_dx, ready)
         if want_dx:
             self.ops.add(dx, self.likelihood.dx())
         return dx

@@ -7,9 +7,11 @@ from collections import namedtuple
 from functools import cache
 from pathlib import Path
 
-Kernel = namedtuple("Kernel", "symbol registers stack spilled")  # bytes of stack and of spilled registers
+# name: None if it was not asked for; symbol: its name in machine code; bytes of stack, spilled registers, shared memory
+Kernel = namedtuple("Kernel", "name symbol registers stack spilled shared")
+Compiled = namedtuple("Compiled", "kernels ptx cubin")
 SUMMARY = re.compile(r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-                     r"(\d+) bytes spill loads.*?Used (\d+) registers", re.DOTALL)
+                     r"(\d+) bytes spill loads.*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?", re.DOTALL)
 
 
 @cache
@@ -27,7 +29,7 @@ def library():
 
 
 def compile_kernels(code, names, arch):
-    """([Kernel], PTX) of `names` in `code` for "sm_90" and the like; RuntimeError with the compiler's words."""
+    """Compiled, of `names` in `code`, for "sm_90" and the like; RuntimeError with the compiler's words."""
     nvrtc, program = library(), ctypes.c_void_p()
     check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None))
     for name in names:
@@ -35,22 +37,27 @@ def compile_kernels(code, names, arch):
     options = [f"-arch={arch}".encode(), b"-std=c++17", b"-ftz=true", b"--device-as-default-execution-space",
                b"--ptxas-options=-v"]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    log = text(program, "ProgramLog")
+    log = output(program, "ProgramLog").decode()
     if failed:
         raise RuntimeError(log)
-    kernels = [Kernel(symbol, int(registers), int(stack), int(stores) + int(loads))
-               for symbol, stack, stores, loads, registers in SUMMARY.findall(log)]
-    ptx = text(program, "PTX")
+    symbols = {}
+    for name in names:
+        symbol = ctypes.c_char_p()
+        check(nvrtc.nvrtcGetLoweredName(program, name.encode(), ctypes.byref(symbol)))
+        symbols[symbol.value.decode()] = name
+    kernels = [Kernel(symbols.get(symbol), symbol, int(registers), int(stack), int(stores) + int(loads),
+                      int(shared or 0)) for symbol, stack, stores, loads, registers, shared in SUMMARY.findall(log)]
+    compiled = Compiled(kernels, output(program, "PTX").decode(), output(program, "CUBIN"))
     check(nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
-    return kernels, ptx
+    return compiled
 
 
-def text(program, kind):
+def output(program, kind):
     size = ctypes.c_size_t()
     check(getattr(library(), f"nvrtcGet{kind}Size")(program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)
     check(getattr(library(), f"nvrtcGet{kind}")(program, buffer))
-    return buffer.value.decode()
+    return buffer.raw if kind == "CUBIN" else buffer.value
 
 
 def check(result):

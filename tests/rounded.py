@@ -1,4 +1,4 @@
-"""The reference for tf32: NumPy's products of factors that are rounded first."""
+"""The reference for tf32: NumPy's products of factors that are cut short first."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from minivae.ops import numpy_ops
 
 
 class Rounded:
-    """numpy_ops with the factors of every product rounded as the kernels for tensor cores do it."""
+    """numpy_ops with the factors of every product cut short as the kernels for tensor cores do it."""
 
     def __getattr__(self, name):
         return getattr(numpy_ops, name)
@@ -34,6 +34,5 @@ class Rounded:
 
 
 def tf32(array):
-    """to_tf32 of device.h, of which mma drops the last 13 bits."""
-    up = np.float32(1) + np.float32(0.6931472) / np.float32(2048)
-    return ((array * up).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+    """What mma reads of a factor, without the last 13 bits, times its part of TF32_PRODUCT in device.h."""
+    return (array.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) * np.float32(1 + 0.6931472 / 2048)

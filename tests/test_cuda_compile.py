@@ -7,9 +7,10 @@ for all.
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
+import gpu_model
 import nvrtc
 import pytest
+import sass
 
 from minivae.ops import cuda_conv, cuda_norm, cuda_ops
 
@@ -22,7 +23,7 @@ SOURCES = {"tensor products": (cuda_conv.TENSOR, ["float32"]), "products": (cuda
 
 
 def compile_all(archs, names):
-    """{(arch, source, dtype): (kernels, PTX)}, on all cores; names(source) says which kernels."""
+    """{(arch, source, dtype): Compiled}, on all cores; names(source) says which kernels."""
     if not nvrtc.library():
         pytest.skip("compiling CUDA needs the nvidia-cuda-nvrtc wheel, which there is for Linux")
     jobs = [(arch, title, dtype) for arch in archs for title, (_, dtypes) in SOURCES.items() for dtype in dtypes
@@ -49,16 +50,16 @@ def compiled_in_full():
 
 
 def registers_only(found):
-    for job, (kernels, _) in found.items():
-        assert kernels, job
-        for kernel in kernels:
+    for job, compiled in found.items():
+        assert compiled.kernels, job
+        for kernel in compiled.kernels:
             assert kernel.stack == kernel.spilled == 0, (job, kernel)
 
 
 def test_all_values_stay_in_registers(compiled):
     registers_only(compiled)
     for title, (source, dtypes) in SOURCES.items():
-        kernels, _ = compiled[REFERENCE, title, dtypes[0]]
+        kernels = compiled[REFERENCE, title, dtypes[0]].kernels
         assert len(kernels) == len(source.names), title
 
 
@@ -72,16 +73,21 @@ def test_all_values_stay_in_registers_on_all_cards(compiled_in_full):
     ("products", "float32", (cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW)),
     ("double products", "float64", (cuda_conv.MEDIUM_DOUBLE, cuda_conv.SCALAR, cuda_conv.NARROW))])
 def test_as_many_blocks_fit_a_multiprocessor_as_cuda_conv_counts_on(compiled, title, dtype, tiles):
-    """It has 65536 registers and 227 KB of shared memory, of which the system takes a KB for each block."""
-    kernels, _ = compiled[REFERENCE, title, dtype]
+    """It has 65536 registers, and the system takes a KB of shared memory for each block."""
     for tile in tiles:
-        numbers = "".join(f"Li{n}E" for n in (tile.rows, tile.columns, tile.warp_rows, tile.warp_columns))
-        mine = [kernel for kernel in kernels if f"{numbers}Lb{tile.vector:d}ELi{tile.blocks}E" in kernel.symbol]
+        names = {cuda_conv._name(op, title == "tensor products", tile) for op in (*cuda_conv.OPERATIONS, "CONV_DX_ALL")}
+        mine = [kernel for kernel in compiled[REFERENCE, title, dtype].kernels if kernel.name in names]
         assert mine, tile
         for kernel in mine:
             assert tile.blocks * cuda_conv.THREADS * -(-kernel.registers // 8) * 8 <= 65536, kernel
-        shared = max(cuda_conv._shared(op, np.dtype(dtype).itemsize, tile) for op in cuda_conv.OPERATIONS)
-        assert tile.blocks * (shared + 1024) <= 227 * 1024, tile
+            assert kernel.shared + 1024 <= cuda_conv.OTHER_SHARED_BYTES, kernel
+
+
+@pytest.mark.parametrize("kilobytes, blocks", [
+    (228, (2, 3, 3, 3)), (164, (1, 2, 3, 2)), (100, (1, 1, 2, 1)), (64, (1, 1, 1, 1))], ids=["90", "80", "86", "75"])
+def test_blocks_of_each_tile_by_the_shared_memory_of_a_card(kilobytes, blocks):
+    tiles = cuda_conv.LARGE, cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW
+    assert tuple(cuda_conv._blocks("CONV_DX", 4, tile, kilobytes * 1024) for tile in tiles) == blocks
 
 
 def test_tensor_products_use_tensor_cores(compiled):
@@ -95,12 +101,47 @@ def test_tensor_products_use_tensor_cores_on_all_cards(compiled_in_full):
 
 
 def right_instructions(found):
-    for (arch, title, dtype), (kernels, ptx) in found.items():
-        entries = ptx.split(".entry")[1:]
-        assert len(entries) == len(kernels) > 0
+    for (arch, title, dtype), compiled in found.items():
+        entries = compiled.ptx.split(".entry")[1:]
+        assert len(entries) == len(compiled.kernels) > 0
         for entry in entries:
             assert ("mma.sync.aligned.m16n8k8" in entry) == (title == "tensor products"), (arch, title, dtype)
             assert ("cp.async" in entry) == ("products" in title and arch != FIRST), (arch, title, dtype)
+
+
+@pytest.fixture(scope="module")
+def loops(compiled, tmp_path_factory):
+    """loops(source): {kernel: [instructions of each loop]} on the reference card, in float32."""
+    if not sass.disassembler():
+        pytest.skip("machine code is read by the nvidia-cuda-nvdisasm wheel, which there is for Linux")
+
+    def loops(title):
+        found = compiled[REFERENCE, title, "float32"]
+        by_symbol = sass.loops(found.cubin, tmp_path_factory.mktemp("sass"))
+        return {kernel.name: by_symbol[kernel.symbol] for kernel in found.kernels}
+
+    return loops
+
+
+def test_instructions_of_a_unit(loops):
+    """The innermost loop of each product takes as many as gpu_model.py counts on, give or take a compiler's tenth."""
+    found = loops("tensor products")
+    for op, tiles in gpu_model.INSTRUCTIONS.items():
+        for title, expected in tiles.items():
+            tile = getattr(cuda_conv, title)
+            mmas = tile.warp_rows // 16 * tile.warp_columns // 8 * cuda_conv.UNIT_BYTES // 32
+            inner = min((loop for loop in found[cuda_conv._name(op, True, tile)] if sass.count(loop, "HMMA")), key=len)
+            assert sass.count(inner, "HMMA") == mmas, (op, title)
+            assert len(inner) == pytest.approx(expected, rel=0.1), (op, title)
+
+
+def test_loads_of_the_last_block_are_on_their_way_at_once(loops):
+    """One behind the other, they would take longer than the rest of the kernel."""
+    for name, found in loops("tensor products").items():
+        if name.startswith(("product<CONV,", "product<CONV_DX,")):  # those that merge moments
+            assert max(map(sass.loads_in_flight, found)) >= 20, name
+    for name, least in (("batch_norm_sums<1>", 6), ("batch_norm_sums<4>", 6)):
+        assert max(map(sass.loads_in_flight, loops("norm")[name])) >= least, name
 
 
 def test_a_mistake_is_told():

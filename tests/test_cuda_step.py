@@ -6,6 +6,7 @@ Arrays are those of emulator/device.py, which like CuPy's do not mix with NumPy'
 import numpy as np
 import pytest
 from emulator import device, emulator
+from launches import Recorder
 from rounded import Rounded
 from test_train import TEST, config, dataset, trainer
 
@@ -80,11 +81,11 @@ def test_three_steps_are_numpy_s(kl, sigma):
 
 
 @pytest.mark.parametrize("widths", [ODD, EVEN], ids=["odd", "even"])
-@pytest.mark.parametrize("precision, reference, tolerance", [("fp32", numpy_ops, 2e-5), ("tf32", Rounded(), 3e-3)],
+@pytest.mark.parametrize("precision, reference, tolerance", [("fp32", numpy_ops, 2e-5), ("tf32", Rounded(), 6e-3)],
                          ids=["fp32", "tf32"])
 def test_the_first_step_in_float32(widths, precision, reference, tolerance, monkeypatch):
     """Sums come in another order: 1e-5 of an array's norm at most. In tf32 that changes the last of a few factors' 11
-    bits as well: 1e-4 to 1e-3 measured. Products that round nothing are up to 6e-2 away, where the leaky ReLU of a unit
+    bits as well: 1e-6 to 4e-3 measured. Products that round nothing are up to 6e-2 away, where the leaky ReLU of a unit
     near 0 takes its other slope; against them the tolerance would have to allow for that.
     """
     monkeypatch.setattr(cuda_module, "precision", precision)
@@ -171,9 +172,9 @@ def test_a_failure_seen_late_stops_the_run(tmp_path):
         run, t = Run.create(tmp_path / ops.__name__, "x", config(log_every=3)), trainer(ops, np.float32, log_every=3)
         update = t.adam.update
 
-        def explode(t=t, update=update):
+        def explode(first=None, t=t, update=update):
             t.adam.lr[...] = 1e-3 if t.step_count < 1 else 1e30
-            update()
+            update(first)
 
         t.adam.update = explode
         with pytest.raises(UserError, match="step 3 is not finite, first in") as e:
@@ -207,31 +208,30 @@ def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch, host, card):
         np.testing.assert_array_equal(found[0][name], found[1][name], name)
 
 
-class Stream:
-    """Counts what capture does with a stream and the graph that it gets from it."""
-
-    def __init__(self):
-        self.calls = []
-
-    def begin_capture(self):
-        self.calls.append("begin")
-
-    def end_capture(self):
-        self.calls.append("end")
-        return self
-
-    def launch(self, stream):
-        assert stream is self
-        self.calls.append("launch")
-
-
 def test_capture_runs_once_records_once_then_replays():
-    stream = Stream()
-    cuda_module.use(device, device.RawModule, stream=stream)
-    replay = cuda_ops.capture(lambda: stream.calls.append("step"))
+    recorder = Recorder()
+    cuda_module.use(device, recorder.module, stream=recorder.stream())
+    calls = []
+    replay = cuda_ops.capture(lambda: calls.append(recorder.capturing))
     for _ in range(3):
         replay()
-    assert stream.calls == ["step", "begin", "step", "end", "launch", "launch"]
+    assert calls == [False, True]
+
+
+def test_a_step_that_fails_ends_its_capture():
+    """Or else the stream would take nothing any more."""
+    recorder = Recorder()
+    cuda_module.use(device, recorder.module, stream=recorder.stream())
+
+    def step():
+        if recorder.capturing:
+            raise KeyboardInterrupt
+
+    replay = cuda_ops.capture(step)
+    replay()
+    with pytest.raises(KeyboardInterrupt):
+        replay()
+    assert not recorder.capturing and not recorder.streams and not cuda_module._streams
 
 
 def test_a_step_allocates_nothing_once_it_is_warm(monkeypatch):

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+from emulator import emulator
 
 from minivae.layers import Layer
 from minivae.ops import plain
@@ -29,3 +31,14 @@ def test_the_tour(capsys):
     found = [float(word.strip(",")) for word in f"{by_hand} {numeric}".split() if "." in word]
     assert len(found) == 3
     np.testing.assert_allclose(found, found[0], rtol=1e-8)
+
+
+@pytest.mark.skipif(bool(emulator.WHY_NOT), reason=str(emulator.WHY_NOT))
+def test_the_naive_product(rng):
+    """Over the end of a block's threads, too."""
+    code = (PAGE.parent / "examples" / "naive_product.cu").read_text()
+    kernel = emulator.RawModule(code, name_expressions=["naive_product"]).get_function("naive_product")
+    x, w = rng.standard_normal((3, 20)).astype(np.float32), rng.standard_normal((20, 70)).astype(np.float32)
+    y = emulator.guarded(np.full((3, 70), np.nan, np.float32))
+    kernel((2, 3), (64,), (x, w, np.int32(3), np.int32(20), np.int32(70), y))
+    np.testing.assert_allclose(y, x @ w, rtol=1e-5, atol=1e-6)

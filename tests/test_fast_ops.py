@@ -121,7 +121,7 @@ def test_adam(rng, both):
     v = rng.uniform(0, 1, 1003)
 
     def adam(ops, values, m, v):
-        ops.adam(values, grads, m, v, np.array([1e-3]), np.array([4]), 0.5, 0.999, 1e-8)
+        ops.adam(values, grads, m, v, np.array([1e-3]), 0.5, 0.999, 1e-8)
 
     assert both(adam, [values, m, v]) > 1
 

@@ -31,9 +31,9 @@ def diverge(t, last):
     """From step `last` on, the learning rate is far too large: the next step overflows."""
     update = t.adam.update
 
-    def faster():
+    def faster(first=None):
         t.adam.lr[0] = 1e-3 if t.step_count < last - 1 else 1e30
-        update()
+        update(first)
 
     t.adam.update = faster
 
@@ -68,8 +68,8 @@ def test_a_gradient_stops_the_run_before_adam(ops, tmp_path):
     t, backward = trainer(ops, np.float32), None
     backward = t.vae.backward
 
-    def broken():
-        backward()
+    def broken(**options):
+        backward(**options)
         t.vae.params.trained[3].grad.flat[0] = np.inf
 
     t.vae.backward = broken

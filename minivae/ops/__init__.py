@@ -15,6 +15,10 @@ A model is given one of the three modules and never asks which. Whatever runs on
   recorded CUDA graph reads its present value.
 - dy is always dL/dy, and so on; an operation whose name ends in _dx or _dw finds the gradient of its namesake.
 
+- `with ops.branch(name):` encloses operations that may run beside those that follow the block, until ops.join(name);
+  branches of one name run one after the other. ops.beside(f, g) calls two functions that may run at the same time.
+  Neither side may write what the other reads or writes. A step ends when its branches have ended.
+
 Letters of shapes: N images; (H, W) a Geometry's big side with I channels; (h, w) its small side with O channels; k the
 kernel's edge; C channels of batch norm or of an image; Z latents; D = H W C.
 

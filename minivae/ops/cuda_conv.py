@@ -14,18 +14,21 @@ from minivae.ops.geometry import Geometry
 
 THREADS = 128  # of a block
 STAGES = 3  # buffers in shared memory, each of one unit
+OTHER_SHARED_BYTES = 7 * 1024  # of a block: its sums, and the KB that the system takes
 UNIT_BYTES = 128  # of the contraction, in each row of A and column of B: what a block multiplies at a time
 ALONG_PAD_BYTES = 16  # after each line of a buffer that lies along the contraction
 ACROSS_PAD_BYTES = 32  # after each line that lies across it
 RADIX = 16  # pieces of a tile that one block adds up
 LEVELS = 3  # of such sums: enough for RADIX**3 pieces
+MOMENTS_RADIX = 64  # tiles whose moments one block merges
 TAP_BITS = 16  # a window keeps its tap rows in one half of a 32-bit word, its tap columns in the other
 LEAST_SHARE = 4  # units of work that are worth a block
 POINT = Geometry(1, 1, 1, 1)
 
 # Rows and columns of a block and of a warp; loads of 16 bytes, or of one value where channels do not come in fours;
-# blocks per multiprocessor. LARGE keeps tensor cores busiest, MEDIUM has more blocks for small products, SCALAR takes
-# any shape, NARROW is for the few columns of CONV_DX_ALL. A MEDIUM tile of doubles takes the registers of a LARGE one.
+# blocks per multiprocessor that its registers allow. LARGE keeps tensor cores busiest, MEDIUM has more blocks for small
+# products, SCALAR takes any shape, NARROW is for the few columns of CONV_DX_ALL. A MEDIUM tile of doubles takes the
+# registers of a LARGE one.
 Tile = namedtuple("Tile", "rows columns warp_rows warp_columns vector blocks")
 LARGE = Tile(128, 64, 64, 32, True, 2)
 MEDIUM = Tile(64, 64, 32, 32, True, 3)
@@ -43,7 +46,8 @@ def _source(tensor, tiles):
     names = [_name(op, tensor, tile) for tile in tiles for op in OPERATIONS] + [_name("CONV_DX_ALL", tensor, NARROW)]
     return cuda_module.Source("window.cu", "operands.cu", "tiles.cu", "product.cu", names=names, THREADS=THREADS,
                               STAGES=STAGES, UNIT_BYTES=UNIT_BYTES, ALONG_PAD_BYTES=ALONG_PAD_BYTES,
-                              ACROSS_PAD_BYTES=ACROSS_PAD_BYTES, RADIX=RADIX, TAP_BITS=TAP_BITS)
+                              ACROSS_PAD_BYTES=ACROSS_PAD_BYTES, RADIX=RADIX, LEVELS=LEVELS,
+                              MOMENTS_RADIX=MOMENTS_RADIX, TAP_BITS=TAP_BITS)
 
 
 TENSOR = _source(True, (LARGE, MEDIUM, SCALAR))  # float32 as tf32
@@ -90,21 +94,23 @@ def _product(op, a, b, out, g, images, inputs, outputs, moments=None):
     dtype = np.dtype(out.dtype)
     aligned = all(cuda_module.address(array) % 16 == 0 for array in (a, b))
     plan = _plan(op, dtype, g, images, inputs, outputs, aligned, moments is not None,
-                 cuda_module.tensor_cores(dtype), cuda_module.multiprocessors)
+                 cuda_module.tensor_cores(dtype), cuda_module.multiprocessors, cuda_module.shared_memory)
     scratch = cuda_module.scratch
-    tiles = scratch("tiles", (plan.row_tiles, 2, plan.columns), dtype) if moments is not None else None
-    done = scratch("columns done", (plan.column_tiles,), np.uint32) if moments is not None else None
+    tiles = tile_counters = None
+    if moments is not None:
+        tiles = scratch("tiles", (plan.row_tiles, 3, plan.columns), dtype)
+        tile_counters = scratch("tile counters", (plan.column_tiles, plan.row_tiles + LEVELS), np.uint32)
     plan.source.launch(plan.name, dtype, plan.grid, THREADS, a, b, out, moments,
                        scratch("partial", (plan.slots,), dtype), scratch("counters", (plan.counters,), np.uint32),
-                       tiles, done, images, g.height, g.width, inputs, g.out_height, g.out_width, outputs, g.kernel,
-                       g.stride, g.top, g.left, plan.share, plan.units, plan.row_tiles, shared=plan.shared)
+                       tiles, tile_counters, images, g.height, g.width, inputs, g.out_height, g.out_width, outputs,
+                       g.kernel, g.stride, g.top, g.left, plan.share, plan.units, plan.row_tiles, shared=plan.shared)
 
 
 Plan = namedtuple("Plan", "source name grid share units columns row_tiles column_tiles slots counters shared")
 
 
 @cache
-def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multiprocessors):
+def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multiprocessors, shared_memory):
     """What product.cu is launched with, of tile and shares, for these shapes."""
     size = dtype.itemsize
     if g.kernel >= TAP_BITS:
@@ -115,16 +121,17 @@ def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multi
     vector = aligned and outputs % lanes == 0 and (op == "CONV_DX" or inputs % lanes == 0)
     if not vector:
         tile = SCALAR
-    elif op == "CONV_DX" and g.stride > 1 and g.stride**2 * inputs <= NARROW.columns and not moments:
+    elif op == "CONV_DX" and g.stride**2 * inputs <= NARROW.columns and not moments:
         op = "CONV_DX_ALL"
         tile = NARROW
     elif not tensor:
         tile = MEDIUM if size == 4 else MEDIUM_DOUBLE
     else:
         units, *_ = _units(op, size, g, images, inputs, outputs, LARGE)
-        tile = LARGE if units >= LEAST_SHARE * LARGE.blocks * multiprocessors else MEDIUM
+        at_once = _blocks(op, size, LARGE, shared_memory) * multiprocessors
+        tile = LARGE if units >= LEAST_SHARE * at_once else MEDIUM
     units, per_tile, row_tiles, columns = _units(op, size, g, images, inputs, outputs, tile)
-    share = max(-(-units // (tile.blocks * multiprocessors)), LEAST_SHARE)
+    share = max(-(-units // (_blocks(op, size, tile, shared_memory) * multiprocessors)), LEAST_SHARE)
     if len(per_tile) == 1 and per_tile[0] <= LEAST_SHARE:
         share = per_tile[0]  # short tiles are not cut
     grid = -(-units // share)
@@ -166,6 +173,11 @@ def _phases(g, before, length):
     """[(pixels, taps)] along one axis: the pixels that see the taps first, first + stride, ..., for each first tap."""
     return [(-(-max(length - (first - before) % g.stride, 0) // g.stride), -(-max(g.kernel - first, 0) // g.stride))
             for first in range(g.stride)]
+
+
+def _blocks(op, size, tile, shared_memory):
+    """How many blocks of a tile fit on a multiprocessor."""
+    return max(1, min(tile.blocks, shared_memory // (_shared(op, size, tile) + OTHER_SHARED_BYTES)))
 
 
 def _shared(op, size, tile):

@@ -5,16 +5,17 @@ constants that kernels share with Python, device.h, then the files of kernels/. 
 so templates need no wrapper.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 
 from minivae.errors import UserError
+from minivae.ops import host
 
 KERNELS = Path(__file__).with_name("kernels")
 INSTALL = "pip install -r requirements-gpu.txt"
 TENSOR_CORES = 80  # the compute capability from which mma takes tf32
-SHARED_BYTES = 48 * 1024  # of shared memory that a block gets without asking
 SYNCHRONOUS = False  # an operation returns before the GPU has done it; looking at a result would wait
 IMAGES_AT_ONCE = 1024  # of an evaluation: enough to fill the GPU
 
@@ -22,20 +23,26 @@ xp = None  # cupy, or numpy under the tests' emulator
 precision = "tf32"  # of float32 products: "tf32" (tensor cores, 10 bits of mantissa) or "fp32"
 capability = 0  # 90 for compute capability 9.0
 multiprocessors = 0  # of the GPU: work is cut into shares for each of them
+shared_memory = 0  # bytes of each of them
 _raw_module = None
 _stream = None
 _generation = 0  # counts use(): what was compiled or allocated under another array module is not used again
+_branch = None  # the name of the branch whose operations are being launched
+_streams = {}  # while a graph is recorded: {None: its own stream, name of a branch: the branch's}
 
 
-def use(array_module, raw_module, compute_capability=90, multiprocessor_count=132, stream=None):
+def use(array_module, raw_module, compute_capability=90, multiprocessor_count=132, shared_bytes=228 * 1024,
+        stream=None):
     """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins for the two.
 
     stream: the current stream, on which everything runs; None for a stand-in, which has no graphs to replay.
     """
-    global xp, capability, multiprocessors, _raw_module, _stream, _generation
+    global xp, capability, multiprocessors, shared_memory, _raw_module, _stream, _generation
+    _scratch.clear()
     xp = array_module
     capability = compute_capability
     multiprocessors = multiprocessor_count
+    shared_memory = shared_bytes
     _raw_module = raw_module
     _stream = stream
     _generation += 1
@@ -58,7 +65,8 @@ def require_gpu(precision="tf32"):
     stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
     stream.use()
     device = cupy.cuda.Device()
-    use(cupy, cupy.RawModule, int(device.compute_capability), device.attributes["MultiProcessorCount"], stream)
+    use(cupy, cupy.RawModule, int(device.compute_capability), device.attributes["MultiProcessorCount"],
+        device.attributes["MaxSharedMemoryPerMultiprocessor"], stream)
     set_precision(precision)
 
 
@@ -89,6 +97,7 @@ class Source:
         self.names = names
         self.constants = constants
         self._functions = {}
+        self._shared = {}  # by function, the bytes of dynamic shared memory that it may have
 
     def code(self, dtype):
         """The text that is compiled for T = float or double. Its first line defines T and the constants."""
@@ -105,8 +114,10 @@ class Source:
         shared: bytes of dynamic shared memory.
         """
         function = self._function(name, np.dtype(dtype))
-        if shared > max(function.max_dynamic_shared_size_bytes, SHARED_BYTES):
+        if shared > self._shared.get(function, 0):
+            self._shared[function] = shared
             function.max_dynamic_shared_size_bytes = shared
+            function.preferred_shared_memory_carveout = 100  # %: the cache gets what the blocks leave
         function(_tuple(grid), _tuple(block), tuple(_argument(a, dtype) for a in args), shared_mem=shared)
 
     def _function(self, name, dtype):
@@ -188,25 +199,80 @@ def capture(step):
         if calls == 1:
             return step()  # compiles kernels, makes buffers
         if graph is None:
-            stream.begin_capture()
-            step()
-            graph = stream.end_capture()
+            graph = _record(step, stream)
         graph.launch(stream)
 
     return replay
 
 
-class Buffers:
-    """Arrays on the device that are zero when they are made and are then kept, as host.Buffers keeps them."""
+def _record(step, stream):
+    """The launches of step() as a CUDA graph."""
+    with stream:  # launches of this thread would go elsewhere if another one had chosen the stream
+        stream.begin_capture()
+        _streams[None] = stream
+        try:
+            step()
+            for name in list(_streams):
+                join(name)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # branches that were not joined; the capture is over all the same
+                stream.end_capture()
+            raise
+        finally:
+            _streams.clear()
+        return stream.end_capture()
 
-    def __init__(self):
-        self._arrays = {}
 
-    def __call__(self, name, shape, dtype):
-        key = _generation, name, tuple(shape), np.dtype(dtype)
-        if key not in self._arrays:
-            self._arrays[key] = xp.zeros(shape, dtype)
-        return self._arrays[key]
+@contextlib.contextmanager
+def branch(name):
+    """A block whose operations may run beside those that follow it, until join(name).
+
+    Branches of one name run one after the other. In a recorded graph they do run beside each other, each name on a
+    stream of its own; elsewhere everything runs in the order of the calls. Each name has its own scratch.
+    """
+    global _branch
+    outer = _branch
+    _branch = name
+    try:
+        if not _streams:
+            yield
+        else:
+            stream = _streams.setdefault(name, type(_stream)(non_blocking=True))
+            stream.wait_event(_streams[outer].record())
+            with stream:
+                yield
+    finally:
+        _branch = outer
 
 
-scratch = Buffers()  # shared by all operations: each leaves its counters at zero, and other contents for nobody
+def join(name):
+    """What follows waits for the branches of that name."""
+    if name != _branch and name in _streams:
+        _streams[_branch].wait_event(_streams[name].record())
+
+
+def beside(first, second):
+    """The results of first() and second(), which may run at the same time; they do not call beside themselves."""
+    with branch("beside"):
+        second_result = second()
+    first_result = first()
+    join("beside")
+    return first_result, second_result
+
+
+class Buffers(host.Buffers):
+    """The same on the device."""
+
+    def zeros(self, shape, dtype):
+        return xp.zeros(shape, dtype)
+
+
+_scratch = {}  # Buffers by the name of the branch
+
+
+def scratch(name, shape, dtype):
+    """An array for the operation at hand, shared by all operations that never run beside it.
+
+    Each leaves its counters at zero, and other contents for nobody.
+    """
+    return _scratch.setdefault(_branch, Buffers())(name, shape, dtype)

@@ -7,10 +7,11 @@ THREADS = 256  # of a block, at most
 WIDTH = 32  # channels of a block: 128 bytes of floats
 BLOCKS = 512  # about four for each multiprocessor of a large card
 FEW_ROWS = 256  # one block takes as many rows as this alone
+AHEAD = 4  # partial sums whose loads are on their way at once
 
 NORM = Source("norm.cu", names=[*(f"{kernel}<{v}>" for v in (1, 4) for kernel in (
     "batch_moments", "batch_norm", "batch_norm_sums", "batch_norm_dx")), "moving_average"],
-              THREADS=THREADS, BN_EPS=BN_EPS)
+              THREADS=THREADS, AHEAD=AHEAD, BN_EPS=BN_EPS)
 
 
 class _Tiling:

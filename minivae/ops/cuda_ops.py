@@ -15,9 +15,11 @@ from minivae.ops.cuda_module import (  # noqa: F401
     Buffers,
     DoubleBuffer,
     Source,
+    beside,
+    branch,
     capture,
     free_memory,
-    scratch,
+    join,
     to_host,
 )
 from minivae.ops.cuda_norm import batch_moments, batch_norm, batch_norm_dx, moving_average  # noqa: F401
@@ -25,11 +27,12 @@ from minivae.ops.cuda_norm import batch_moments, batch_norm, batch_norm_dx, movi
 THREADS = 256  # of a block
 IMAGE_THREADS = 192  # of a block of the image's kernels, at most: a multiple of 1, 2, 3, 4 and 6 channels
 BLOCKS = 1024  # about eight for each multiprocessor of a large card
+ADAM_BLOCKS = 2  # on a multiprocessor: enough loads on their way for the memory, and room for what runs beside it
 
 GAUSSIAN = Source("gaussian.cu", names=["latent", "latent_dx", "bias_tanh", "tanh_gaussian<1>", "tanh_gaussian<4>",
                                         "tanh_gaussian_pixel", "log_sigma_dx", "fit_sigma"],
                   THREADS=THREADS, IMAGE_THREADS=IMAGE_THREADS, VAR_FLOOR=VAR_FLOOR, SIGMA_FLOOR=SIGMA_FLOOR)
-STEP = Source("step.cu", names=["normal", "gather", "adam<1>", "adam<4>", "add<1>", "add<4>", "record"],
+STEP = Source("step.cu", names=["normal", "gather", "adam_rate", "adam<1>", "adam<4>", "add<1>", "add<4>", "record"],
               THREADS=THREADS, HALF_RANGE=HALF_RANGE)
 
 
@@ -96,10 +99,15 @@ def add(total, term):
     STEP.launch(f"add<{width}>", total.dtype, _blocks(total.size // width), THREADS, term, total.size, total)
 
 
-def adam(values, grads, m, v, lr, t, beta1, beta2, eps):
+def adam_rate(lr, t, beta1, beta2, rate):
+    STEP.launch("adam_rate", rate.dtype, 1, 1, lr, t, np.float64(beta1), np.float64(beta2), rate)
+
+
+def adam(values, grads, m, v, rate, beta1, beta2, eps):
     width = _vector_width(values.size)
-    STEP.launch(f"adam<{width}>", values.dtype, min(_blocks(values.size // width), BLOCKS), THREADS, lr, t,
-                np.float64(beta1), np.float64(beta2), eps, values.size, values, grads, m, v)
+    blocks = min(_blocks(values.size // width), ADAM_BLOCKS * cuda_module.multiprocessors)
+    STEP.launch(f"adam<{width}>", values.dtype, blocks, THREADS, rate, np.float64(beta1), np.float64(beta2), eps,
+                values.size, values, grads, m, v)
 
 
 def record(rec, kl, t, history):
@@ -125,5 +133,5 @@ def _image_tiling(x, width, sums):
     size = math.prod(x.shape[1:])
     block = IMAGE_THREADS // c * c
     parts = max(1, min(-(-size // (block * width)), BLOCKS // 4 // n))
-    partial = scratch("image_sums", (n * parts, sums, c), x.dtype)
-    return n * parts, block, (n, size, c, parts, partial, scratch("image_counter", (1,), "uint32"))
+    partial = cuda_module.scratch("image_sums", (n * parts, sums, c), x.dtype)
+    return n * parts, block, (n, size, c, parts, partial, cuda_module.scratch("image_counter", (1,), "uint32"))

@@ -1,6 +1,7 @@
 """What a CPU needs beside the operations, for plain and numpy_ops alike; cuda_module has the same for a GPU."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -17,13 +18,30 @@ class Buffers:
     def __call__(self, name, shape, dtype):
         key = name, tuple(shape), np.dtype(dtype)
         if key not in self._arrays:
-            self._arrays[key] = np.zeros(shape, dtype)
+            self._arrays[key] = self.zeros(shape, dtype)
         return self._arrays[key]
+
+    def zeros(self, shape, dtype):
+        return np.zeros(shape, dtype)
 
 
 def to_host(array):
     """The array as NumPy: itself here, a copy that waits for the device on a GPU."""
     return array
+
+
+def branch(name):
+    """A block whose operations a device may run beside those that follow it, until join(name)."""
+    return nullcontext()
+
+
+def join(name):
+    """What follows needs what the branches of that name have done."""
+
+
+def beside(first, second):
+    """The results of first() and second(), which a device may run at the same time."""
+    return first(), second()
 
 
 def capture(step):

@@ -7,17 +7,10 @@ Where the definition is fast enough, it is used as it is.
 import numpy as np
 
 from minivae.ops import numpy_conv, numpy_toom_cook
-from minivae.ops.host import (  # noqa: F401
-    IMAGES_AT_ONCE,
-    SYNCHRONOUS,
-    Buffers,
-    DoubleBuffer,
-    capture,
-    free_memory,
-    to_host,
-)
+from minivae.ops.host import *  # noqa: F403
 from minivae.ops.numpy_norm import batch_moments, batch_norm, batch_norm_dx, channel_sum  # noqa: F401
 from minivae.ops.plain import (  # noqa: F401
+    adam_rate,
     add,
     bias_tanh,
     fit_sigma,
@@ -112,8 +105,7 @@ def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
     db[...] = channel_sum(da)
 
 
-def adam(values, grads, m, v, lr, t, beta1, beta2, eps):
-    step = values.dtype.type(lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1)))
+def adam(values, grads, m, v, rate, beta1, beta2, eps):
 
     def work(piece):
         g = grads[piece]
@@ -126,7 +118,7 @@ def adam(values, grads, m, v, lr, t, beta1, beta2, eps):
         vi += np.multiply(np.square(g, out=d), 1 - beta2, out=d)
         np.add(np.sqrt(vi, out=d), eps, out=d)
         np.divide(mi, d, out=d)
-        d *= step
+        d *= rate
         values[piece] -= d
 
     parallel(work, split(values.size, ADAM_ELEMENTS))

@@ -7,7 +7,7 @@ finite differences (python run.py gradcheck). docs/gradients.md derives each; op
 import numpy as np
 
 from minivae.ops import BN_EPS, HALF_RANGE, SIGMA_FLOOR, VAR_FLOOR, philox
-from minivae.ops.host import IMAGES_AT_ONCE, SYNCHRONOUS, Buffers, DoubleBuffer, capture, free_memory, to_host  # noqa: F401
+from minivae.ops.host import *  # noqa: F403
 
 xp = np
 
@@ -180,12 +180,16 @@ def add(total, term):
     total += term
 
 
-def adam(values, grads, m, v, lr, t, beta1, beta2, eps):
-    """Adam with TensorFlow's eps, on flat arrays; lr (1,) float64."""
+def adam_rate(lr, t, beta1, beta2, rate):
+    """rate (1,) of the step that t counts next; lr (1,) float64."""
+    rate[0] = lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1))
+
+
+def adam(values, grads, m, v, rate, beta1, beta2, eps):
+    """Adam with TensorFlow's eps, on flat arrays; rate (1,)."""
     m[...] = beta1 * m + (1 - beta1) * grads
     v[...] = beta2 * v + (1 - beta2) * grads**2
-    step = float(lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1)))
-    values -= step * m / (np.sqrt(v) + eps)
+    values -= float(rate[0]) * m / (np.sqrt(v) + eps)
 
 
 def record(rec, kl, t, history):

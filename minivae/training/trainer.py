@@ -55,19 +55,28 @@ class Trainer:
 
     def draw_batch(self):
         """x and eps of the step after step_count, whose images must have been prepared."""
+        with self.ops.branch("noise"):
+            self.ops.normal(self.config.seed, STREAMS["train"], self.adam.t, self.eps)
         self.batches.gather(self.adam.t, self.x)
-        self.ops.normal(self.config.seed, STREAMS["train"], self.adam.t, self.eps)
+        self.ops.join("noise")
 
     def device_step(self):
         self.draw_batch()
         rec, kl = self.vae.forward(self.x, self.eps)
-        self.vae.backward()
+        self.vae.backward(ready=None if self.check_each else self.update_beside)
         if self.check_each:
             grads = self.vae.params.grads  # Adam squares them: their squares must be finite too
             if not math.isfinite(float(rec.sum() + kl.sum() + grads @ grads)):
                 raise FloatingPointError
-        self.adam.update()
+        self.ops.join("adam")  # which has read t
+        self.update_beside()
         self.ops.record(rec, kl, self.adam.t, self.history)
+
+    def update_beside(self, first=None):
+        """Update the parameters from `first` on that are left, beside what follows."""
+        with self.ops.branch("adam"):
+            self.ops.join("dw")
+            self.adam.update(first)
 
     def losses(self):
         """(rec, kl) in nats per image, a mean over the steps since a line was last due; it waits for the device."""

@@ -29,7 +29,8 @@ class ndarray(np.ndarray):
         raise TypeError(f"np.{function.__name__} of an array on the device")
 
     def __getitem__(self, index):
-        return _device(super().__getitem__(_index(index)))
+        found = super().__getitem__(_index(index))
+        return found if isinstance(found, ndarray) else _device(found)
 
     def __setitem__(self, index, value):
         self.view(np.ndarray)[_index(index)] = _host(value)

@@ -7,7 +7,7 @@
 //   order 2: shuffled again at every barrier;       cp.async lands at its wait
 // It finds divergent barriers, deadlocks, missing barriers and waits, shared memory read before it is written (every
 // block starts with all bits set: NaN), misaligned vectors, and, through guard pages, accesses out of range.
-// It does not cover memory order between blocks (but see atomicAdd), bank conflicts, the tensor core's exact rounding and
+// It does not cover memory order between blocks (but see atomicAdd and races.h), bank conflicts, the tensor core's exact rounding and
 // flushed denormals.
 #pragma once
 #include <csetjmp>
@@ -220,8 +220,8 @@ static void permutation(int* p, int n) {
     std::swap(p[i], p[(random_state >> 8) % (i + 1)]);
   }
 }
-static bool stop(const char* format, int a, int b, int c) {
-  snprintf(message, sizeof message, format, a, b, c);
+template <class... A> static bool stop(const char* format, A... values) {
+  snprintf(message, sizeof message, format, values...);
   return false;
 }
 static bool run_block() {
@@ -263,6 +263,22 @@ static bool run_block() {
   }
 }
 
+}  // namespace emu
+
+#ifdef RACES
+#include "races.h"
+#else
+namespace races {
+static inline void begin() {}
+static inline const char* end() { return nullptr; }
+static inline void fence() {}
+static inline void atomic(void*) {}
+static inline void access(const void*, size_t, bool) {}
+}  // namespace races
+#endif
+
+namespace emu {
+
 template <class... A> struct Call { void (*kernel)(A...); void** values; };
 template <class... A, size_t... I> void invoke(Call<A...>* c, std::index_sequence<I...>) {
   c->kernel(*(std::remove_const_t<A>*)c->values[I]...);
@@ -293,6 +309,7 @@ template <class... A> int launch(void (*kernel)(A...), const unsigned* shape, si
   sigaction(SIGBUS, &action, &old_bus);
 
   bool good = true;
+  races::begin();
   std::vector<int> block_order(blocks);
   permutation(block_order.data(), blocks);
   for (unsigned i = 0; good && i < blocks; ++i) {
@@ -302,6 +319,8 @@ template <class... A> int launch(void (*kernel)(A...), const unsigned* shape, si
     for (const SharedArray& s : shared_arrays()) memset(s.data, 0xff, s.bytes);
     good = run_block();
   }
+  const char* race = races::end();
+  if (good && race) good = stop("%s", race);
   if (!good)
     for (bool& m : made) m = false;  // fibers stopped half-way start afresh
   sigaction(SIGSEGV, &old_segv, nullptr);
@@ -338,7 +357,10 @@ static inline unsigned __ballot_sync(unsigned mask, int vote, LINE) {
 }
 static inline int __any_sync(unsigned mask, int vote, LINE) { return __ballot_sync(mask, vote, line) != 0; }
 static inline int __all_sync(unsigned mask, int vote, LINE) { return __ballot_sync(mask, vote, line) == mask; }
-static inline void __threadfence() { ++emu::current->fences; }
+static inline void __threadfence() {
+  ++emu::current->fences;
+  races::fence();
+}
 // Integers only: the order in which blocks add floats would show in the result. It tells other blocks that this one's
 // results are there, so all its threads must have fenced theirs.
 template <class V> V atomicAdd(V* p, V v, LINE) {
@@ -346,6 +368,7 @@ template <class V> V atomicAdd(V* p, V v, LINE) {
   for (unsigned i = 0; i < blockDim.x * blockDim.y * blockDim.z; ++i)
     if (!emu::current->fences || emu::fibers[i].fences < emu::current->fences)
       emu::fail("atomicAdd before every thread's __threadfence", line);
+  races::atomic(p);
   const V old = *p;
   *p += v;
   return old;
@@ -378,6 +401,7 @@ static inline void load_matrices(unsigned* values, const void* row, LINE) {
 }
 template <int BYTES> static inline void cp_async(void* shared, const void* global, bool valid = true, LINE) {
   if (((uintptr_t)shared | (uintptr_t)global) % BYTES) emu::fail("cp.async of a misaligned address", line);
+  if (valid) races::access(global, BYTES, false);
   if (emu::order) {
     memset(shared, 0xff, BYTES);
     emu::current->copies.push_back({shared, valid ? global : nullptr, BYTES, emu::current->group});

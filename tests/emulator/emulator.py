@@ -19,7 +19,7 @@ import numpy as np
 
 HEADER = Path(__file__).with_name("emulator.h")
 CACHE = Path(tempfile.gettempdir()) / f"minivae-emulator-{os.getuid() if hasattr(os, 'getuid') else 0}"
-FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-gnu-unique", "-ffp-contract=off",
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-gnu-unique", "-ffp-contract=off",
          "-U_FORTIFY_SOURCE"]
 TYPES = {"f": "float32", "d": "float64", "i": "int32", "j": "uint32", "x": "int64", "l": "int64", "y": "uint64",
          "m": "uint64", "h": "uint8"}  # by their mangled names
@@ -27,7 +27,7 @@ ORDERS = (0, 1, 2)
 PAGE = mmap.PAGESIZE
 WHY_NOT = None if shutil.which("g++") else "the CUDA emulator needs g++"
 
-_settings = {"order": 0, "seed": 1, "skipped_line": 0}
+_settings = {"order": 0, "seed": 1, "skipped_line": 0, "races": False}
 _slack = {}  # of guarded(): address of an array -> the bytes between its end and the page that must not be touched
 
 
@@ -46,6 +46,13 @@ def lane_order(order, seed=1):
 def without(line):
     """The barrier, wait or commit on this line of the compiled code does nothing."""
     with _set(skipped_line=line):
+        yield
+
+
+@contextlib.contextmanager
+def races():
+    """Kernels compiled in here also fail where two blocks race for a value; see races.h. It takes ten times as long."""
+    with _set(races=True):
         yield
 
 
@@ -76,7 +83,7 @@ class RawModule:
             for i, name in enumerate(name_expressions))
         end = 'extern "C" const char* message() { return emu::message; }\n'
         source = f'#include "{HEADER}"\n#line 1 "kernels.cu"\n{code}\n{glue}{end}'
-        self._library = ctypes.CDLL(str(_compile(source, [o for o in options if o.startswith("-D")])))
+        self._library = ctypes.CDLL(str(_compile(source, _settings["races"])))
         self._library.message.restype = ctypes.c_char_p
         self._names = list(name_expressions)
 
@@ -104,11 +111,21 @@ class Kernel:
         pointers = (ctypes.c_void_p * max(len(values), 1))(*[ctypes.addressof(v) for v in values])
         shape = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
         settings = (ctypes.c_int * 3)(_settings["order"], _settings["seed"], _settings["skipped_line"])
+        if hasattr(self._library, "watch"):
+            self._library.watch_none()
+            for a in args:
+                if isinstance(a, np.ndarray):
+                    self._library.watch(ctypes.c_void_p(a.ctypes.data), ctypes.c_size_t(a.nbytes))
         if self._launch(shape, ctypes.c_size_t(shared_mem), settings, pointers):
             raise EmulatorError(f"{self.name}: {self._library.message().decode()}")
         for i, a in enumerate(args):
             if isinstance(a, np.ndarray) and not (_slack.get(a.ctypes.data, np.empty(0)) == 0xFF).all():
                 raise EmulatorError(f"{self.name}: wrote past the end of argument {i}")
+
+    def reads_and_writes(self, args):
+        """(arrays that it only reads, arrays that it may write) of a launch's arguments, by their pointers' types."""
+        arrays = [(a, t) for a, t in zip(args, self._signature, strict=True) if isinstance(a, np.ndarray)]
+        return [a for a, t in arrays if t.startswith("PK")], [a for a, t in arrays if not t.startswith("PK")]
 
     def _value(self, i, argument, mangled):
         expected = TYPES[mangled[-1]]
@@ -124,17 +141,21 @@ class Kernel:
         return np.ctypeslib.as_ctypes_type(argument.dtype)(argument.item())
 
 
-def _compile(source, defines):
+def _compile(source, races):
     """The shared library of `source`, from the cache if it was compiled before."""
-    key = hashlib.sha256("\0".join([source, HEADER.read_text(), *FLAGS, *defines]).encode()).hexdigest()[:24]
+    headers = "".join(file.read_text() for file in sorted(HEADER.parent.glob("*.h")))
+    key = hashlib.sha256("\0".join([source, headers, *FLAGS, str(races)]).encode()).hexdigest()[:24]
     library = CACHE / f"{key}.so"
     if not library.exists():
         CACHE.mkdir(mode=0o700, exist_ok=True)
         unfinished = CACHE / f"{key}.{os.getpid()}"
-        done = subprocess.run(["g++", *FLAGS, *defines, "-x", "c++", "-", "-o", unfinished], input=source, text=True,
-                              capture_output=True)
-        if done.returncode:
-            raise EmulatorError(done.stderr[:4000])
+        watched = ["-fsanitize=thread", "-DRACES"] if races else []
+        for command in (["g++", *FLAGS, *watched, "-c", "-x", "c++", "-", "-o", f"{unfinished}.o"],
+                        ["g++", "-shared", f"{unfinished}.o", "-o", unfinished]):  # without the sanitizer's own library
+            done = subprocess.run(command, input=source, text=True, capture_output=True)
+            if done.returncode:
+                raise EmulatorError(done.stderr[:4000])
+        Path(f"{unfinished}.o").unlink()
         unfinished.replace(library)
     return library
 

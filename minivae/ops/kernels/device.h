@@ -67,12 +67,11 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
 }
 #endif
 
-// A float as an operand of mma, which reads 10 bits of mantissa and drops the rest. That alone would make every product
-// too small by 7e-4 on average, so half a unit of the last place kept (half on average over mantissas) is added before.
-// What tf32 represents stays as it is; everything else is rounded to within 0.7 units with a mean error of 0, for one
-// multiplication. cvt.rna.tf32 would round to 0.5 units but takes three instructions: NaN and infinity are special to
-// it.
-__device__ __forceinline__ unsigned to_tf32(float x) { return __float_as_uint(x * (1 + 0.6931472f / 2048)); }
+// What a product of two factors is multiplied by after mma, which reads 10 bits of a factor's mantissa and drops the rest.
+// A factor is too small then by half a unit of the last place kept, ln(2) / 2048 of its value, on average over
+// mantissas, so the products' mean error becomes 0. One that has no more bits (such as 1) counts for 3e-4 too much, less
+// than the 5e-4 that rounding may cost. Rounding each factor would take an instruction for each and as much time as mma.
+constexpr T TF32_PRODUCT = (1 + 0.6931472f / 2048) * (1 + 0.6931472f / 2048);
 
 // V neighbouring values, loaded and stored 16 bytes at a time.
 template <int V> struct alignas(V == 4 ? 16 : sizeof(T)) Vec {

@@ -22,11 +22,13 @@ template <int V> struct Place {
 template <int V> struct Constants {  // of a thread's channels: u = (x - mean) scale + offset, scale = gamma rstd
   T mean[V], rstd[V], scale[V], offset[V];
   __device__ Constants(const T* moments, const T* gamma, const T* beta, int channel, int c) {
+    const Vec<V> means = load<V>(moments + channel), vars = load<V>(moments + c + channel);
+    const Vec<V> gammas = load<V>(gamma + channel), betas = load<V>(beta + channel);
     for (int k = 0; k < V; ++k) {
-      mean[k] = moments[channel + k];
-      rstd[k] = 1 / sqrt(moments[c + channel + k] + BN_EPS);
-      scale[k] = gamma[channel + k] * rstd[k];
-      offset[k] = beta[channel + k];
+      mean[k] = means.at[k];
+      rstd[k] = 1 / sqrt(vars.at[k] + BN_EPS);
+      scale[k] = gammas.at[k] * rstd[k];
+      offset[k] = betas.at[k];
     }
   }
 };
@@ -102,9 +104,6 @@ __global__ void batch_norm(const T* x, const T* moments, const T* gamma, const T
   const Place<V> at(c, columns);
   if (!at.inside) return;
   const Constants<V> is(moments, gamma, beta, at.channel, c);
-  if (moving && at.row == 0)
-    for (int i = 0; i < 2 * c; i += c)
-      for (int k = at.channel; k < at.channel + V; ++k) moving[i + k] = decay * moving[i + k] + gain * moments[i + k];
   for (int r = at.row; r < rows; r += at.step) {
     const size_t i = (size_t)r * c + at.channel;
     Vec<V> v = load<V>(x + i);
@@ -114,6 +113,13 @@ __global__ void batch_norm(const T* x, const T* moments, const T* gamma, const T
     }
     store<V>(y + i, v);
   }
+  if (moving && at.row == 0)
+    for (int i = at.channel; i < 2 * c; i += c) {
+      Vec<V> average = load<V>(moving + i);
+      const Vec<V> now = load<V>(moments + i);
+      for (int k = 0; k < V; ++k) average.at[k] = decay * average.at[k] + gain * now.at[k];
+      store<V>(moving + i, average);
+    }
 }
 
 // g = dy leaky'(u) of one vector, and centred = x - mean.
@@ -137,10 +143,11 @@ __device__ __forceinline__ Vec<V> slope_of(const T* dy, const T* x, size_t i, co
 template <int V>
 __device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Constants<V>& is, T slope, bool train,
                          const T* dgamma, const T* dbeta, int rows, int c, T* dx) {
+  const T fraction = train ? (T)1 / rows : 0;
   T by_x[V], constant[V];
   for (int k = 0; k < V; ++k) {
-    by_x[k] = train ? -is.scale[k] * is.rstd[k] * dgamma[k] / rows : 0;
-    constant[k] = train ? -is.scale[k] * dbeta[k] / rows : 0;
+    by_x[k] = -is.scale[k] * is.rstd[k] * dgamma[k] * fraction;
+    constant[k] = -is.scale[k] * dbeta[k] * fraction;
   }
   for (int r = at.row; at.inside && r < rows; r += at.step) {
     const size_t i = (size_t)r * c + at.channel;
@@ -156,9 +163,9 @@ __device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Cons
 // Where one block has all rows of its strip (gridDim.x is 1, for the few rows of a dense layer) it also writes dx,
 // which saves a launch; otherwise batch_norm_dx does.
 template <int V>
-__global__ void batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope,
-                                int train, int rows, int c, int columns, T* partial, unsigned* counters, T* dx,
-                                T* dgamma, T* dbeta) {
+__global__ void __launch_bounds__(THREADS, 16 / sizeof(T))
+batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, int train, int rows,
+                int c, int columns, T* partial, unsigned* counters, T* dx, T* dgamma, T* dbeta) {
   SHARED(T, s, [THREADS * V]);
   const Place<V> at(c, columns);
   const Constants<V> is(moments, gamma, beta, at.inside ? at.channel : 0, c);
@@ -181,11 +188,24 @@ __global__ void batch_norm_sums(const T* dy, const T* x, const T* moments, const
       }
     if (!last_block(counters + blockIdx.y, gridDim.x)) return;
     for (int k = 0; k < V; ++k) sum[k] = dot[k] = 0;
-    for (int i = at.lane; at.inside && i < gridDim.x; i += at.lanes)
-      for (int k = 0; k < V; ++k) {
-        sum[k] += partial[(size_t)2 * i * c + at.channel + k];
-        dot[k] += partial[(size_t)(2 * i + 1) * c + at.channel + k];
+    // A load for every round, with a factor of 0 past the end: a condition would make each wait for the one before.
+    const T* from = partial + at.channel;
+    const int blocks = gridDim.x;
+    for (int i = at.lane; at.inside && i < blocks; i += AHEAD * at.lanes) {
+      Vec<V> sums[AHEAD], dots[AHEAD];
+      for (int a = 0; a < AHEAD; ++a) {
+        const size_t block = min(i + a * at.lanes, blocks - 1);
+        sums[a] = load<V>(from + 2 * block * c);
+        dots[a] = load<V>(from + (2 * block + 1) * c);
       }
+      for (int a = 0; a < AHEAD; ++a) {
+        const T factor = i + a * at.lanes < blocks;
+        for (int k = 0; k < V; ++k) {
+          sum[k] += factor * sums[a].at[k];
+          dot[k] += factor * dots[a].at[k];
+        }
+      }
+    }
     sum_rows<V>(s, at, columns, sum);
     sum_rows<V>(s, at, columns, dot);
   }
@@ -206,7 +226,8 @@ __global__ void batch_norm_dx(const T* dy, const T* x, const T* moments, const T
   const Place<V> at(c, columns);
   if (!at.inside) return;
   const Constants<V> is(moments, gamma, beta, at.channel, c);
-  write_dx<V>(at, dy, x, is, slope, train, dgamma + at.channel, dbeta + at.channel, rows, c, dx);
+  const Vec<V> by_gamma = load<V>(dgamma + at.channel), by_beta = load<V>(dbeta + at.channel);
+  write_dx<V>(at, dy, x, is, slope, train, by_gamma.at, by_beta.at, rows, c, dx);
 }
 
 //   plain: moving[...] = decay * moving + (1 - decay) * moments

@@ -9,22 +9,23 @@ template <bool K_MAJOR, int SIZE> struct Tile {
   static constexpr int VALUES = (K_MAJOR ? SIZE : DEPTH) * PITCH;
   static __device__ __forceinline__ int at(int i, int k) { return K_MAJOR ? i * PITCH + k : k * PITCH + i; }
 
-  // Two operands of an mma, each 8 wide, from i and from i + 8 on: a lane holds (i + g, k + t) and (i + g, k + t + 4).
-  static __device__ __forceinline__ void fragment(unsigned (&low)[2], unsigned (&high)[2], const T* tile, int i,
-                                                  int k) {
-    const int lane = threadIdx.x % 32;
-    unsigned bits[4];
+  // An mma takes 16 rows of A by 8, and two take 16 columns of B by 8, as four parts of 8 by 4: of A in the order (0, 0)
+  // (8, 0) (0, 4) (8, 4), of B the other way round. A lane (g, t) holds (g, t) of each part.
+  template <bool ROWS> static __device__ __forceinline__ int part(int e) {
+    return ROWS ? at(e % 2 * 8, e / 2 * 4) : at(e / 2 * 8, e % 2 * 4);
+  }
+  // What a lane adds to where the parts begin to find what it reads first. Every other address of its is this one plus a
+  // constant, which a load takes without an instruction.
+  template <bool ROWS> static __device__ __forceinline__ int lane() {
+    const int l = threadIdx.x % 32;
+    return K_MAJOR ? part<ROWS>(l / 8) + at(l % 8, 0) : at(l / 4, l % 4);
+  }
+  template <bool ROWS> static __device__ __forceinline__ void fragment(unsigned (&bits)[4], const T* from) {
     if (K_MAJOR) {
-      load_matrices(bits, tile + at(i + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * 4));
+      load_matrices(bits, from);
     } else {
-      const int g = i + lane / 4, t = k + lane % 4;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) bits[e] = __float_as_uint(tile[at(g + e / 2 * 8, t + e % 2 * 4)]);
-    }
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      low[e] = to_tf32(__uint_as_float(bits[e]));
-      high[e] = to_tf32(__uint_as_float(bits[2 + e]));
+      for (int e = 0; e < 4; ++e) bits[e] = __float_as_uint(from[part<ROWS>(e)]);
     }
   }
 };
@@ -73,10 +74,11 @@ template <Op OP, int BM, int V> struct Windows {
   __device__ __forceinline__ void load(T* tile, const Cursor<V>& at, int tall) {
     const unsigned bits = at.a < tall ? tap_bits(at.a, at.b) : NO_TAP;
     const int from = (at.a * width + at.b) * at.channels;
+    T* to = tile + To::at(Cursor<V>::row(), Cursor<V>::column());
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const bool valid = (rows[i].taps & bits) == bits;
-      cp_async<V * sizeof(T)>(tile + To::at(Cursor<V>::row() + i * STEP, Cursor<V>::column()),
+      cp_async<V * sizeof(T)>(to + To::at(i * STEP, 0),
                               source + (valid ? rows[i].offset + (FORTH ? from : -from) + at.c : 0), valid);
     }
   }
@@ -98,11 +100,13 @@ template <int BM, int V> struct WindowsAcross {
   }
   __device__ __forceinline__ void load(T* tile, const Shape& s, const Class& c, int u) {
     const Window mine = window<true>(c, s.images, s.H, s.W, s.I, u * DEPTH + threadIdx.x % 32);
+    const int first = threadIdx.x / (BM / V);
+    T* to = tile + To::at(column(), first);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const int k = threadIdx.x / (BM / V) + i * STEP, offset = __shfl_sync(FULL, mine.offset, k);
-      const bool valid = (__shfl_sync(FULL, mine.taps, k) & bits) == bits;
-      cp_async<V * sizeof(T)>(tile + To::at(column(), k), source + (valid ? offset + from : 0), valid);
+      const int offset = __shfl_sync(FULL, mine.offset, first + i * STEP);
+      const bool valid = (__shfl_sync(FULL, mine.taps, first + i * STEP) & bits) == bits;
+      cp_async<V * sizeof(T)>(to + To::at(0, i * STEP), source + (valid ? offset + from : 0), valid);
     }
   }
   static __device__ __forceinline__ int column() { return threadIdx.x % (BM / V) * V; }
@@ -117,11 +121,12 @@ template <int BN, int V> struct Matrix {
 
   __device__ __forceinline__ void load(T* tile, int u) {
     const int n = threadIdx.x % (BN / V) * V, row = threadIdx.x / (BN / V);
+    T* to = tile + To::at(n, row);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const int k = u * DEPTH + row + i * STEP;
       const bool valid = k < rows && n0 + n < columns;
-      cp_async<V * sizeof(T)>(tile + To::at(n, row + i * STEP), source + (valid ? k * columns + n0 + n : 0), valid);
+      cp_async<V * sizeof(T)>(to + To::at(0, i * STEP), source + (valid ? k * columns + n0 + n : 0), valid);
     }
   }
 };
@@ -151,14 +156,14 @@ template <Op OP, int BN, int V> struct Weights {
     }
   }
   __device__ __forceinline__ void load(T* tile, const Cursor<V>& at, const Shape& s, const Class& c) {
+    T* to = tile + To::at(Cursor<V>::row(), Cursor<V>::column());
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const int a = c.first_a + at.a * s.stride.by + columns[i].y, b = c.first_b + at.b * s.stride.by + columns[i].x;
       bool valid = columns[i].channel >= 0 && at.a < c.tall;
       if (OP == CONV_DX_ALL) valid = valid && a >= 0 && a < s.kernel && b >= 0 && b < s.kernel;
       const int from = ((a * s.kernel + b) * s.I + columns[i].channel) * s.O + at.c;
-      cp_async<V * sizeof(T)>(tile + To::at(Cursor<V>::row() + i * STEP, Cursor<V>::column()),
-                              source + (valid ? from : 0), valid);
+      cp_async<V * sizeof(T)>(to + To::at(i * STEP, 0), source + (valid ? from : 0), valid);
     }
   }
 };

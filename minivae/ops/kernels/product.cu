@@ -32,19 +32,19 @@
 template <bool TENSOR, class A, class B, int WM, int WN>
 __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* a, const T* b, int wm, int wn) {
   if constexpr (TENSOR) {
+    const T* rows_from = a + A::at(wm, 0) + A::template lane<true>();
+    const T* columns_from = b + B::at(wn, 0) + B::template lane<false>();
 #pragma unroll
     for (int k = 0; k < DEPTH; k += 8) {
-      unsigned upper[WM / 16][2], lower[WM / 16][2], columns[WN / 8][2];
+      unsigned rows[WM / 16][4], columns[WN / 16][4];
 #pragma unroll
-      for (int i = 0; i < WM / 16; ++i) A::fragment(upper[i], lower[i], a, wm + 16 * i, k);
+      for (int i = 0; i < WM / 16; ++i) A::template fragment<true>(rows[i], rows_from + A::at(16 * i, k));
 #pragma unroll
-      for (int j = 0; j < WN / 8; j += 2) B::fragment(columns[j], columns[j + 1], b, wn + 8 * j, k);
+      for (int j = 0; j < WN / 16; ++j) B::template fragment<false>(columns[j], columns_from + B::at(16 * j, k));
 #pragma unroll
-      for (int i = 0; i < WM / 16; ++i) {
-        const unsigned rows[4] = {upper[i][0], lower[i][0], upper[i][1], lower[i][1]};
+      for (int i = 0; i < WM / 16; ++i)
 #pragma unroll
-        for (int j = 0; j < WN / 8; ++j) mma_m16n8k8(acc[i][j], rows, columns[j]);
-      }
+        for (int j = 0; j < WN / 8; ++j) mma_m16n8k8(acc[i][j], rows[i], columns[j / 2] + j % 2 * 2);
     }
   } else {
     const int g = wm + threadIdx.x % 32 / 4, t = wn + threadIdx.x % 4 * 2;
@@ -72,12 +72,12 @@ __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* 
 }
 
 // a is the gathered image: x, or dy for CONV_DX. b is w, or dy for CONV_DW. out is y, dx or dw. moments is (2, columns)
-// or null. sum_pieces uses partial and counters; the moments use tiles and columns_done. A block has `share` of the
+// or null. sum_pieces uses partial and counters; the moments use tiles and tile_counters. A block has `share` of the
 // `units` in all.
 template <Op OP, bool TENSOR, int BM, int BN, int WM, int WN, bool VECTOR, int BLOCKS>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
 product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T* moments, T* partial,
-        unsigned* counters, T* tiles, unsigned* columns_done, int images, int H, int W, int I, int h, int w, int O,
+        unsigned* counters, T* tiles, unsigned* tile_counters, int images, int H, int W, int I, int h, int w, int O,
         int kernel, int stride, int top, int left, int share, int units, int row_tiles_in_all) {
   constexpr int V = VECTOR ? 16 / sizeof(T) : 1;
   using LoadA = typename Operand<OP, BM, V>::A;
@@ -143,6 +143,14 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
         run(load_a, load_b);
       }
 
+      if constexpr (TENSOR) {
+#pragma unroll
+        for (int i = 0; i < WM / 16; ++i)
+#pragma unroll
+          for (int j = 0; j < WN / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) acc[i][j][e] *= TF32_PRODUCT;
+      }
       const int first = tile_begin / share, last = (tile_begin + per_tile - 1) / share;
       if (!sum_pieces(acc, first, last - first + 1, partial, counters)) continue;
 
@@ -171,10 +179,10 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
         }
       }
       if (OP == CONV_DW || OP == CONV_DX_ALL || !moments) continue;
-      T* mine = tiles + (size_t)(row_tiles_before + m0 / BM) * 2 * columns + n0;
-      tile_moments<BM, BN, WM, WN>(acc, min(BM, rows - m0), columns - n0, wm, wn, mine, mine + columns);
-      if (last_block(columns_done + n0 / BN, row_tiles_in_all))
-        merge_moments<OP, BM, BN>(s, tiles, n0, columns, moments);
+      const int row_tile = row_tiles_before + m0 / BM;
+      tile_moments<BM, BN, WM, WN>(acc, min(BM, rows - m0), columns, n0, wm, wn, tiles + (size_t)row_tile * 3 * columns);
+      merge_moments<BN>(tiles, tile_counters + n0 / BN * counters_of(row_tiles_in_all), row_tile, row_tiles_in_all,
+                        columns, n0, moments);
     }
     units_before = class_end;
     row_tiles_before += row_tiles;

@@ -51,22 +51,22 @@ __global__ void gather(const unsigned char* images, const int* index, const long
   store<4>(to + i, v);
 }
 
+//   plain: rate[0] = lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1))
+// lr and t are read on the device, so that a captured graph follows them.
+__global__ void adam_rate(const double* lr, const long long* t, double beta1, double beta2, T* rate) {
+  const double count = t[0] + 1;
+  rate[0] = lr[0] * sqrt(1 - pow(beta2, count)) / (1 - pow(beta1, count));
+}
+
 //   plain: m[...] = beta1 * m + (1 - beta1) * grads
 //   plain: v[...] = beta2 * v + (1 - beta2) * grads**2
-//   plain: step = float(lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1)))
-//   plain: values -= step * m / (np.sqrt(v) + eps)
-// One launch covers the flat buffers; a thread takes V values (16 bytes of floats) of each at a time. Memory bounds its
-// speed: 28 bytes a parameter. lr and t are read on the device, so a captured graph follows them; each block computes
-// the step size once.
+//   plain: values -= float(rate[0]) * m / (np.sqrt(v) + eps)
+// A launch takes a part of the flat buffers, a thread V values (16 bytes of floats) of each at a time. Memory bounds its
+// speed: 28 bytes a parameter.
 template <int V>
-__global__ void adam(const double* lr, const long long* t, double beta1, double beta2, T eps, int size, T* values,
-                     const T* grads, T* m, T* v) {
-  SHARED(T, step, [1]);
-  if (threadIdx.x == 0) {
-    const double count = t[0] + 1;
-    step[0] = lr[0] * sqrt(1 - pow(beta2, count)) / (1 - pow(beta1, count));
-  }
-  __syncthreads();
+__global__ void adam(const T* rate, double beta1, double beta2, T eps, int size, T* values, const T* grads, T* m,
+                     T* v) {
+  const T step = rate[0];
   const T keep1 = beta1, keep2 = beta2, take1 = 1 - beta1, take2 = 1 - beta2;
   const size_t stride = (size_t)gridDim.x * blockDim.x * V;
   for (size_t i = (size_t)(blockIdx.x * blockDim.x + threadIdx.x) * V; i < size; i += stride) {
@@ -77,7 +77,7 @@ __global__ void adam(const double* lr, const long long* t, double beta1, double 
     for (int k = 0; k < V; ++k) {
       mi.at[k] = keep1 * mi.at[k] + take1 * g.at[k];
       vi.at[k] = keep2 * vi.at[k] + take2 * (g.at[k] * g.at[k]);
-      p.at[k] -= step[0] * (mi.at[k] / (sqrt(vi.at[k]) + eps));
+      p.at[k] -= step * (mi.at[k] / (sqrt(vi.at[k]) + eps));
     }
     store<V>(m + i, mi);
     store<V>(v + i, vi);

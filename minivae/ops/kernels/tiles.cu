@@ -39,10 +39,11 @@ __device__ __forceinline__ bool sum_pieces(T (&acc)[M][N][4], int first, int pie
   return true;
 }
 
-// Mean and sum of squared distances from it, for each column of a tile of which `rows` rows are real.
+// What is known of each column of a tile of which `rows` rows are real: mean, sum of squared distances from it, rows.
+// They are the tile's entry, three times `columns` values.
 template <int BM, int BN, int WM, int WN>
-__device__ __forceinline__ void tile_moments(const T (&acc)[WM / 16][WN / 8][4], int rows, int columns, int wm, int wn,
-                                             T* mean_of, T* squares_of) {
+__device__ __forceinline__ void tile_moments(const T (&acc)[WM / 16][WN / 8][4], int rows, int columns, int n0, int wm,
+                                             int wn, T* entry) {
   SHARED(T, sums, [2][BM / WM][BN]);
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   T total[WN / 8][2] = {}, mean[WN / 8][2] = {};
@@ -75,48 +76,69 @@ __device__ __forceinline__ void tile_moments(const T (&acc)[WM / 16][WN / 8][4],
   for (int j = 0; j < WN / 8; ++j)
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int n = wn + j * 8 + t * 2 + e;
+      const int n = n0 + wn + j * 8 + t * 2 + e;
       if (wm == 0 && g == 0 && n < columns) {
-        mean_of[n] = mean[j][e];
-        squares_of[n] = total[j][e];
+        entry[n] = mean[j][e];
+        entry[columns + n] = total[j][e];
+        entry[2 * columns + n] = rows;
       }
     }
 }
 
+// How many counters merge_moments needs for each column of tiles: one for each tile and, past the last, one a level.
+__device__ __forceinline__ int counters_of(int tiles) { return tiles + LEVELS; }
+
 //   plain: batch_moments(y, moments)
-// by one block, from the means m_i and variances v_i of all tiles of these columns, each a fraction f_i of the rows:
-//   mean = sum f_i m_i    var = sum f_i (v_i + (m_i - mean)^2)
-// Distances are taken from the first tile's mean, which makes one pass as accurate as two.
-template <Op OP, int BM, int BN>
-__device__ __forceinline__ void merge_moments(const Shape& s, const T* tiles, int n0, int columns, T* moments) {
+// from the means m_i and the sums of squared distances s_i of all tiles of these columns, each of r_i rows:
+//   mean = sum r_i m_i / sum r_i    squares = sum s_i + r_i (m_i - mean)^2    var = squares / sum r_i
+// The last block of every MOMENTS_RADIX tiles merges their entries into that of the first, the last of as many of those
+// again, and so on: a tree in a fixed order. Distances are taken from the first entry's mean, which makes one pass as
+// accurate as two. All loads of eight rounds are on their way at once.
+template <int BN>
+__device__ __forceinline__ void merge_moments(T* tiles, unsigned* counters, int tile, int tiles_in_all, int columns,
+                                              int n0, T* moments) {
   constexpr int PARTS = THREADS / BN;
-  SHARED(T, sums, [2][PARTS][BN]);
+  SHARED(T, sums, [3][PARTS][BN]);
   const int n = threadIdx.x % BN, part = threadIdx.x / BN;
-  T mean = 0, squares = 0, count = 0;
-  const T origin = n0 + n < columns ? tiles[n0 + n] : 0;
-  for (int q = 0, before = 0; q < classes<OP>(s); ++q) {
-    const Class c = pixel_class<OP>(s, q);
-    const int rows = s.images * c.pixels(), count_of = ceil_div(rows, BM);
-    count += rows;
-#pragma unroll 4
-    for (int i = part; i < count_of; i += PARTS) {
-      if (n0 + n >= columns) break;
-      const T* tile = tiles + (size_t)(before + i) * 2 * columns + n0 + n;
-      const T d = tile[0] - origin, f = min(BM, rows - i * BM);
-      mean += f * d;
-      squares += tile[columns] + f * d * d;
+  const bool inside = n0 + n < columns;
+  const int column = inside ? n0 + n : 0;
+  bool whole = false;
+  for (int step = 1, level = 0; !whole; step *= MOMENTS_RADIX, ++level) {
+    whole = step * MOMENTS_RADIX >= tiles_in_all;
+    tile = tile / (step * MOMENTS_RADIX) * step * MOMENTS_RADIX;
+    const int members = min(MOMENTS_RADIX, ceil_div(tiles_in_all - tile, step));
+    if (!last_block(counters + tile + level, members)) return;
+    T* first = tiles + (size_t)tile * 3 * columns + column;
+    const T origin = first[0];
+    const size_t stride = (size_t)step * 3 * columns;
+    const T* entry = first + part * stride;
+    T mean = 0, squares = 0, rows = 0;
+#pragma unroll 8
+    for (int i = part; i < members; i += PARTS, entry += PARTS * stride) {
+      const T d = entry[0] - origin, count = entry[2 * columns];
+      mean += count * d;
+      squares += entry[columns] + count * d * d;
+      rows += count;
     }
-    before += count_of;
+    sums[0][part][n] = mean;
+    sums[1][part][n] = squares;
+    sums[2][part][n] = rows;
+    __syncthreads();
+    if (part == 0 && inside) {
+      for (int i = 1; i < PARTS; ++i) {
+        mean += sums[0][i][n];
+        squares += sums[1][i][n];
+        rows += sums[2][i][n];
+      }
+      mean /= rows;
+      squares -= rows * mean * mean;
+      first[0] = origin + mean;
+      first[columns] = squares;
+      first[2 * columns] = rows;
+      if (whole) {
+        moments[column] = origin + mean;
+        moments[columns + column] = squares / rows;
+      }
+    }
   }
-  sums[0][part][n] = mean;
-  sums[1][part][n] = squares;
-  __syncthreads();
-  if (part || n0 + n >= columns) return;
-  for (int i = 1; i < PARTS; ++i) {
-    mean += sums[0][i][n];
-    squares += sums[1][i][n];
-  }
-  mean /= count;
-  moments[n0 + n] = origin + mean;
-  moments[columns + n0 + n] = squares / count - mean * mean;
 }
