@@ -15,15 +15,21 @@ class Adam:
 
     def __init__(self, params, lr=1e-3, beta1=0.5, beta2=0.999, eps=1e-8):
         xp = params.ops.xp
-        self.params, self.beta1, self.beta2, self.eps = params, beta1, beta2, eps
-        self.m, self.v = xp.zeros_like(params.values), xp.zeros_like(params.values)
-        self.lr, self.t, self.rate = xp.full(1, lr, np.float64), xp.zeros(1, np.int64), xp.zeros(1, params.dtype)
-        self.end = params.values.size  # in the flat arrays: those after it have been updated in this step
+        self.params = params
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.eps = eps
+        self.m = xp.zeros_like(params.values)
+        self.v = xp.zeros_like(params.values)
+        self.lr = xp.full(1, lr, np.float64)
+        self.t = xp.zeros(1, np.int64)
+        self.rate = xp.zeros(1, params.dtype)  # lr with the bias corrections of this step
+        self.end = params.values.size  # what follows it in the flat arrays has been updated in this step already
 
     def update(self, first=None):
-        """Update the parameters from `first` on that are left in this step, or all. ops.record counts it afterwards."""
+        """Update every parameter, or those from `first` on; the next call goes on before them. ops.record counts t."""
         p = self.params
-        if self.end == p.values.size:  # none of them yet: t is that of this step
+        if self.end == p.values.size:
             p.ops.adam_rate(self.lr, self.t, self.beta1, self.beta2, self.rate)
         start = first.start if first else 0
         parts = (flat[start : self.end] for flat in (p.values, p.grads, self.m, self.v))

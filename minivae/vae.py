@@ -114,8 +114,8 @@ class VAE:
     def backward(self, want_dx=False, ready=None):
         """Find dL/d of every parameter for the last forward, and return dL/dx if asked.
 
-        x counts twice: it goes through the encoder, and it is what p(x|z) shall explain. Branch "dw" finds the weights'
-        gradients; ready(p) is called when it alone is not done with the parameters from p on.
+        x counts twice: it goes through the encoder, and it is what p(x|z) shall explain. ready(p) is called as soon as
+        the parameters from p on have their gradients, but for weights that the branch "dw" is still at.
         """
         da = self.likelihood.backward()
         dz = self.generator.backward(da)

@@ -106,7 +106,6 @@ def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
 
 
 def adam(values, grads, m, v, rate, beta1, beta2, eps):
-
     def work(piece):
         g = grads[piece]
         mi = m[piece]
