@@ -2,13 +2,16 @@
 
     python benchmarks/pictures.py RUN
 
-draws training images beside samples, and test images above their reconstructions.
+draws training images beside samples, and test images above their reconstructions, and writes between the README's first
+markers how long that run took on this machine and where it ended.
 """
 
 import sys
 from pathlib import Path
 
+import machine
 import numpy as np
+from readme import write_between
 
 from minivae.images import data
 from minivae.ops import numpy_ops
@@ -28,6 +31,15 @@ def draw_beside(path, left, right, columns):
     figures.save_grid(path, rows.reshape(-1, *left.shape[2:]), 2 * columns + 1)
 
 
+def outcome(run):
+    """A paragraph about a run that was trained on this machine without a stop."""
+    last = run.metrics()[-1]
+    about = machine.describe()
+    return (f"The first command made the pictures above in {last['seconds'] / 60:.0f} minutes ({about['processor']}, "
+            f"{about['cores']} cores, {about['vectors']}). It prints the losses as it goes, draws its first pictures "
+            f"after 100 steps, and ended its {last['step']:,.0f} steps at {last['test_loss']:.1f} nats per test image.")
+
+
 def main(folder, docs=ROOT / "docs"):
     run = Run.open(folder)
     config, dataset = run.config, data.load(run.config.data, ROOT / "data")
@@ -37,6 +49,7 @@ def main(folder, docs=ROOT / "docs"):
     rows = np.random.RandomState(0).permutation(len(dataset.train.images))[:count]
     samples = figures.decode(vae, np.random.RandomState(0).randn(count, vae.latent))
     draw_beside(docs / "samples.png", dataset.train.images[rows] / 127.5 - 1, samples, COLUMNS)
+    write_between("first", outcome(run))
     figures.draw_reconstructions(docs / "reconstructions.png", vae, data.test_subset(dataset.test.images), PAIRS)
 
 
