@@ -128,7 +128,7 @@ def main(steps=800):
         f"Pictures are of models after {steps:,} steps."
     )
     write_between("faults", f"{text}\n\n{summary}", PAGE)
-    draw(ROOT / "docs" / "faults.png", strips)
+    draw(PAGE.with_suffix(".png"), strips)
 
 
 if __name__ == "__main__":

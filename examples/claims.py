@@ -13,13 +13,14 @@ import re
 import sys
 import time
 from functools import lru_cache
-from pathlib import Path
+from unittest import mock
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pages
 from PIL import Image
 from scipy import stats
 from scipy.special import logsumexp
@@ -29,13 +30,12 @@ from minivae.density.baselines import FullGaussian
 from minivae.density.estimates import Noise
 from minivae.images import housenumbers
 from minivae.ops import HALF_RANGE, VAR_FLOOR, numpy_ops, plain
+from minivae.training import figures
 from minivae.training.evaluation import Evaluation
 from minivae.training.settings import Config
 from minivae.training.trainer import Trainer
 from minivae.vae import Widths
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGE = DOCS / "claims.md"
 WIDTHS = Widths((8, 16, 32), 64, (64, 32, 16))
 HALF_LN_2PI = math.log(2 * math.pi) / 2
 
@@ -77,29 +77,38 @@ def house_numbers(split, count):
     return images.reshape(count, 16, 2, 16, 2, 3).mean((2, 4)).round().astype(np.uint8)
 
 
-def trainer_of(images, latent, sigma, seed, batch=64, lr=2e-3):
+def training(images, latent, sigma, seed, steps, lr=5e-3):
+    """The Trainer after each step, batches of 32; the rate falls to zero over the last quarter."""
+    about = {
+        "data": "",
+        "train_sha256": "",
+        "test_sha256": "",
+        "eval_every": 1,
+        "checkpoint_every": 1,
+    }
     config = Config(
-        "housenumbers",
-        1,
-        batch,
-        latent,
-        lr,
-        seed,
-        "sample",
-        100,
-        1,
-        1,
-        images.shape[1:],
-        "",
-        "",
-        sigma,
+        **about,
+        steps=steps,
+        batch_size=min(32, len(images)),
+        latent=latent,
+        lr=lr,
+        lr_end=0.0,
+        seed=seed,
+        kl="sample",
+        log_every=100,
+        shape=images.shape[1:],
+        sigma=sigma,
     )
-    return Trainer(config, images, numpy_ops, widths=WIDTHS)
+    trainer = Trainer(config, images, numpy_ops, widths=WIDTHS)
+    for _ in range(steps):
+        trainer.step()
+        yield trainer
 
 
-def log_p_bound(vae, images):
-    """The evidence lower bound of images, nats per image, a mean over them; one draw for each."""
-    return -sum(Evaluation(vae, images, 0).losses()) - images[0].size * HALF_LN_2PI
+def trained(*settings, **options):
+    """The model that training ends with."""
+    *_, trainer = training(*settings, **options)
+    return trainer.vae
 
 
 def kl_of_normals(mean, var, other_mean, other_var):
@@ -114,6 +123,30 @@ def plus_minus(values):
     return f"{np.mean(values):,.{digits}f} ± {error:.{digits}f}"
 
 
+def log_joint(x, weights, means, covariances):
+    """ln of weight times density (K, N) of each component at each point."""
+    parts = zip(means, covariances, strict=True)
+    log_p = [stats.multivariate_normal(m, c).logpdf(x) for m, c in parts]
+    return np.log(weights)[:, None] + log_p
+
+
+def fit_mixture(x, k, rounds, rng):
+    """Weights, means and covariances of k Gaussians, by EM."""
+    means = x[rng.choice(len(x), k, replace=False)]
+    weights = np.full(k, 1 / k)
+    covariances = np.repeat(np.cov(x.T)[None], k, 0)
+    for _ in range(rounds):
+        joint = log_joint(x, weights, means, covariances)
+        r = np.exp(joint - logsumexp(joint, 0))  # E: responsibilities (K, N)
+        total = r.sum(1)
+        weights = total / len(x)  # M
+        means = r @ x / total[:, None]
+        d = x - means[:, None]
+        covariances = np.einsum("kn,kni,knj->kij", r, d, d) / total[:, None, None]
+        covariances += 1e-4 * np.eye(2)
+    return weights, means, covariances
+
+
 def mixture(count=1000, seeds=5, components=(1, 2, 4, 8, 16), rounds=100):
     """A mixture of Gaussians is never worse than the Gaussian
 
@@ -121,28 +154,6 @@ def mixture(count=1000, seeds=5, components=(1, 2, 4, 8, 16), rounds=100):
     covariance. The difference of mean ln p is the difference of KL(p_hat || p), since the entropy
     of p_hat drops out.
     """
-
-    def log_joint(x, weights, means, covariances):
-        log_p = [
-            stats.multivariate_normal(m, c).logpdf(x)
-            for m, c in zip(means, covariances, strict=True)
-        ]
-        return np.log(weights)[:, None] + log_p
-
-    def fit(x, k, rng):
-        means = x[rng.choice(len(x), k, replace=False)]
-        weights, covariances = np.full(k, 1 / k), np.repeat(np.cov(x.T)[None], k, 0)
-        for _ in range(rounds):
-            joint = log_joint(x, weights, means, covariances)
-            r = np.exp(joint - logsumexp(joint, 0))  # E: responsibilities (K, N)
-            total = r.sum(1)
-            weights = total / total.sum()  # M
-            means = r @ x / total[:, None]
-            d = x - means[:, None]
-            covariances = np.einsum("kn,kni,knj->kij", r, d, d) / total[
-                :, None, None
-            ] + 1e-4 * np.eye(2)
-        return weights, means, covariances
 
     gains = np.empty((2, len(components), seeds))
     for seed in range(seeds):
@@ -153,14 +164,14 @@ def mixture(count=1000, seeds=5, components=(1, 2, 4, 8, 16), rounds=100):
         )
         halves = points[:count], points[count:]
         for i, k in enumerate(components):
-            mixture = fit(halves[0], k, rng)
-            gains[:, i, seed] = [logsumexp(log_joint(x, *mixture), 0).mean() for x in halves]
+            fitted = fit_mixture(halves[0], k, rounds, rng)
+            gains[:, i, seed] = [logsumexp(log_joint(x, *fitted), 0).mean() for x in halves]
     gains -= gains[:, :1]  # one component is the Gaussian
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     grid = np.stack(np.meshgrid(*2 * [np.linspace(-1.6, 1.6, 80)]), -1)
     left.contour(
         *np.moveaxis(grid, -1, 0),
-        logsumexp(log_joint(grid.reshape(-1, 2), *mixture), 0).reshape(80, 80),
+        logsumexp(log_joint(grid.reshape(-1, 2), *fitted), 0).reshape(80, 80),
         np.arange(-6, 1),
     )
     left.plot(*halves[0][:300].T, ".k", ms=2)
@@ -168,12 +179,11 @@ def mixture(count=1000, seeds=5, components=(1, 2, 4, 8, 16), rounds=100):
         right.errorbar(components, gain.mean(1), gain.std(1, ddof=1) / seeds**0.5, label=name)
     right.set(xlabel="components", ylabel="gain over the Gaussian, nats", xscale="log")
     right.legend()
-    best = f"With {components[-1]} components KL(p_hat || p) is smaller by {plus_minus(gains[0, -1])} nats on the points"
-    return (
-        figure,
-        f"{best} fitted, by {plus_minus(gains[1, -1])} on new ones ({seeds} seeds).",
-        gains[0].min() > -1e-9,
+    text = (
+        f"With {components[-1]} components KL(p_hat || p) is smaller by {plus_minus(gains[0, -1])} "
+        f"nats on the points fitted, by {plus_minus(gains[1, -1])} on new ones ({seeds} seeds)."
     )
+    return figure, text, gains[0].min() > -1e-9
 
 
 def three_forms(count=200):
@@ -231,7 +241,8 @@ def inference(seeds=5, steps=3000):
         ends.append((gaps[0], gaps[-1]))
     axis.set(xlabel="steps", ylabel="KL(q || p(z|x)), nats")
     first, last = np.array(ends).T
-    text = f"KL(q || p(z|x)) falls from {plus_minus(first)} to {plus_minus(last)} nats ({seeds} seeds)."
+    fall = f"from {plus_minus(first)} to {plus_minus(last)} nats"
+    text = f"KL(q || p(z|x)) falls {fall} ({seeds} seeds)."
     return figure, text, bool((last < 0.05 * first).all())
 
 
@@ -266,97 +277,100 @@ def two_gradients(draws=20_000, dimensions=(1, 2, 5, 10, 20, 50, 100), seeds=5):
     axis.legend()
     ratio = variances[1, -1] / variances[0, -1]
     text = (
-        f"With {dimensions[-1]} latents the score function's variance is {plus_minus(ratio)} times as large ({seeds} "
-        f"seeds of {draws:,} draws). Averages differ from the truth by {np.abs(errors).max():.1f} standard errors at "
-        "most."
+        f"With {dimensions[-1]} latents the score function's variance is {plus_minus(ratio)} times as "
+        f"large ({seeds} seeds of {draws:,} draws). Averages differ from the truth by at most "
+        f"{np.abs(errors).max():.1f} standard errors."
     )
     return figure, text, bool((variances[1] > variances[0]).all() and np.abs(errors).max() < 6)
 
 
-def tug_of_war(sigmas=(3, 1, 0.5, 0.2, 0.1, 0.05), steps=400, seeds=3):
+def draw_codes(axis, vae, images):
+    """Ellipses of q(z|x) at one and two standard deviations."""
+    t = np.linspace(0, 2 * np.pi, 60)
+    circle = np.stack([np.cos(t), np.sin(t)], 1)
+    posterior = estimates.Model(vae, len(images)).posterior(figures.to_model(vae, images))
+    for i, (mean, var) in enumerate(zip(*posterior, strict=True)):
+        for radius in (1, 2):
+            axis.plot(*(mean + radius * np.sqrt(var) * circle).T, f"C{i}", lw=1)
+
+
+def tug_of_war(sigmas=(30, 10, 3, 1, 0.2, 0.05), steps=400, seeds=3):
     """As sigma falls, reconstruction wins the tug of war with the KL
 
-    Four images in a latent space of two dimensions, a model of its own for each sigma: ellipses are
-    q(z|x) at one and two sd (seed 0). At sigma = 3 the KL wins and all four codes are the prior; at
-    0.05 they are points far apart.
+    Four images in a latent space of two dimensions, and a model of its own for each sigma. Ellipses
+    are q(z|x) at one and two sd (seed 0). Where sigma is large the KL wins, and the four codes lie
+    on the prior, on top of each other; as it falls they part. The post goes from 3 to 0.05; for
+    images of 768 values 3 is narrow already, so the series begins at 30.
     """
-    four = house_numbers("train", 1000)[:4]
+    four = house_numbers("train", 100)[:4]
+    size = four[0].size
     found = np.empty((2, len(sigmas), seeds))
-    figure, axes = plt.subplots(1, len(sigmas), figsize=(10, 2.2), sharex=True, sharey=True)
-    for seed in range(seeds):
-        for i, sigma in enumerate(sigmas):
-            trainer = trainer_of(np.tile(four, (16, 1, 1, 1)), 2, sigma, seed)
-            for _ in range(steps):
-                trainer.step()
-            rec, kl = Evaluation(trainer.vae, four, 0).losses()
-            size = four[0].size
+    figure, axes = plt.subplots(1, len(sigmas), figsize=(11, 2.4), sharex=True, sharey=True)
+    for i, sigma in enumerate(sigmas):
+        for seed in range(seeds):
+            vae = trained(np.tile(four, (8, 1, 1, 1)), 2, float(sigma), seed, steps, lr=1e-2)
+            rec, kl = Evaluation(vae, np.tile(four, (50, 1, 1, 1)), 0).losses()
             found[:, i, seed] = 2 * sigma**2 * (rec / size - math.log(sigma)), kl
             if seed == 0:
-                x = (four / HALF_RANGE - 1).astype(np.float32)
-                for m, v in zip(*estimates.Model(trainer.vae, 4).posterior(x), strict=True):
-                    for radius in (1, 2):
-                        t = np.linspace(0, 2 * np.pi, 60)
-                        line = m + radius * np.sqrt(v) * np.stack([np.cos(t), np.sin(t)], 1)
-                        axes[i].plot(*line.T, lw=1)
-                axes[i].set_title(f"sigma {sigma:g}", fontsize=9)
-    for axis, (mse, kl) in zip(axes, found.mean(2).T, strict=True):
-        axis.set_xlabel(f"squared error {mse:.3f}\nKL {kl:.2f}", fontsize=8)
-        axis.set_aspect("equal")
+                draw_codes(axes[i], vae, four)
+        mse, kl = found[:, i].mean(1)
+        axes[i].set_title(f"sigma {sigma:g}\nsquared error {mse:.4f}\nKL {kl:.2f}", fontsize=9)
+        axes[i].set_aspect("equal")
     mse, kl = found
     text = (
-        f"From sigma {sigmas[0]:g} to {sigmas[-1]:g} the KL rises from {plus_minus(kl[0])} to {plus_minus(kl[-1])} "
-        f"nats and the mean squared error of a value falls from {plus_minus(mse[0])} to {plus_minus(mse[-1])} "
-        f"({seeds} seeds)."
+        f"From sigma {sigmas[0]:g} to {sigmas[-1]:g} the KL rises from {plus_minus(kl[0])} to "
+        f"{plus_minus(kl[-1])} nats and the mean squared error of a value falls from "
+        f"{plus_minus(mse[0])} to {plus_minus(mse[-1])} ({seeds} seeds)."
     )
     return figure, text, bool((kl[-1] > kl[0]).all() and (mse[-1] < mse[0]).all())
 
 
-def one_point(floor, seed, steps, rate=0.05):
-    """Losses of x_hat = tanh(z w) with a learned sigma on a single image of six values: nothing has
-    to be told apart.
+def grey_image(floor, seed, steps):
+    """Losses of a model of one grey image, x = 0 in six values: x_hat = tanh(z w), q = N(0, var).
 
-    The operations are those of the definition, in float32; it stops where the loss is not finite.
+    Only s, of var = softplus(s) + floor, and ln sigma are trained, by the definition's operations
+    in float32. It stops where the loss is not finite.
     """
     rng = np.random.default_rng(seed)
-    x = rng.uniform(-0.5, 0.5, (1, 1, 2, 3)).astype(np.float32)
-    w = np.arctanh(x.reshape(1, 6))
-    values = np.array([0, 0, 0], np.float32)  # mean, s, ln sigma
-    m, v, grads = np.zeros((3, 3), np.float32)
-    z, var, dmean, ds = np.zeros((4, 1, 1), np.float32)
-    kl, rec = np.zeros((2, 1), np.float32)
-    x_hat, da = np.zeros((2, 1, 1, 2, 3), np.float32)
+    w = rng.standard_normal((1, 6)).astype(np.float32)
+    values, grads, m, v = np.zeros((4, 2), np.float32)
+    mean, z, var, dmean, ds = np.zeros((5, 1, 1), np.float32)
+    rec, kl = np.zeros((2, 1), np.float32)
+    x, x_hat, da = np.zeros((3, 1, 1, 2, 3), np.float32)
+    b, db = np.zeros((2, 3), np.float32)
+    lr, rate = np.array([0.05]), np.zeros(1)
     losses = []
-    plain.VAR_FLOOR = floor
-    for t in range(steps):
-        mean, s = values[:2].reshape(2, 1, 1)
-        eps = rng.standard_normal((1, 1)).astype(np.float32)
-        plain.latent(mean, s, eps, True, z, var, kl)
-        plain.tanh_gaussian(
-            (z @ w).reshape(x.shape),
-            np.zeros(3, np.float32),
-            x,
-            values[2:],
-            1,
-            x_hat,
-            rec,
-            da,
-            np.zeros(3, np.float32),
-        )
-        losses.append(float(rec[0] + kl[0]))
-        if not math.isfinite(losses[-1]):
-            break
-        plain.latent_dx(da.reshape(1, 6) @ w.T, mean, s, eps, True, 1, z, var, dmean, ds)
-        plain.log_sigma_dx(rec, values[2:], 6, 1, grads[2:])
-        grads[:2] = dmean[0, 0], ds[0, 0]
-        plain.adam(values, grads, m, v, np.array([rate]), np.array([t]), 0.5, 0.999, 1e-8)
-    plain.VAR_FLOOR = VAR_FLOOR
+    with mock.patch.object(plain, "VAR_FLOOR", np.float32(floor)), np.errstate(all="ignore"):
+        while len(losses) < steps and np.isfinite(losses[-1:]).all():
+            s = values[:1, None]
+            eps = rng.standard_normal((1, 1)).astype(np.float32)
+            plain.latent(mean, s, eps, True, z, var, kl)
+            plain.tanh_gaussian((z @ w).reshape(x.shape), b, x, values[1:], 1, x_hat, rec, da, db)
+            plain.latent_dx(da.reshape(1, 6) @ w.T, mean, s, eps, True, 1, z, var, dmean, ds)
+            plain.log_sigma_dx(rec, values[1:], 6, 1, grads[1:])
+            grads[0] = ds[0, 0]
+            plain.adam_rate(lr, np.array([len(losses)]), 0.5, 0.999, rate)
+            plain.adam(values, grads, m, v, rate, 0.5, 0.999, 1e-8)
+            losses.append(float(rec[0] + kl[0]))
     return losses
 
 
-def without_a_floor(steps=4000, vae_steps=1500, seeds=3):
+def few_images(seed, steps, points=10):
+    """sigma, and bounds on ln p of 16 images as training sees them and of others, at `points` steps."""
+    few, others = house_numbers("train", 100)[:16], house_numbers("test", 200)
+    found = []
+    for step, trainer in enumerate(training(few, 8, "learned", seed, steps), 1):
+        if step % (steps // points) == 0:
+            sigma = float(np.exp(trainer.vae.likelihood.log_sigma.value[0]))
+            losses = sum(trainer.losses()), sum(Evaluation(trainer.vae, others, 0).losses())
+            found.append((sigma, *(-loss - few[0].size * HALF_LN_2PI for loss in losses)))
+    return np.array(found)
+
+
+def without_a_floor(steps=4000, vae_steps=2000, seeds=3):
     """Without a floor the variance collapses, and a learned sigma memorizes
 
-    Left: one image and a learned sigma. The likelihood has no greatest value: z, sigma and the
+    Left: one grey image and a learned sigma. The likelihood has no greatest value: sigma and the
     variance of q shrink together until softplus(s) is zero in float32, and its logarithm is not
     finite. With the floor of 1e-5 the variance stays, and with it the loss. Right: a VAE with a
     learned sigma on 16 house numbers. ln p of these 16 goes up and up (its bound, here), ln p of
@@ -364,57 +378,46 @@ def without_a_floor(steps=4000, vae_steps=1500, seeds=3):
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     ends = []
-    with np.errstate(all="ignore"):
-        for seed in range(seeds):
-            bare, floored = (one_point(floor, seed, steps) for floor in (0, VAR_FLOOR))
-            ends.append(len(bare))
-            left.plot(bare, "C3", label="no floor" if seed == 0 else None)
-            left.plot(floored, "C0", label="floor 1e-5" if seed == 0 else None)
-    left.set(xlabel="steps", ylabel="loss, nats")
+    for floor, name in ((0, "no floor"), (VAR_FLOOR, "floor 1e-5")):
+        runs = [grey_image(floor, seed, steps) for seed in range(seeds)]
+        ends.append([len(losses) for losses in runs])
+        left.plot(runs[0], label=name)
+    left.set(xlabel="steps", ylabel="loss, nats (seed 0)")
     left.legend()
-    holds = max(ends) < steps and len(floored) == steps
-    few, others = house_numbers("train", 1000)[:16], house_numbers("test", 200)
-    curves = np.empty((seeds, 10, 3))
-    for curve in curves:
-        trainer = trainer_of(few, 8, "learned", len(ends), batch=16)
-        for row in curve:
-            for _ in range(max(1, vae_steps // len(curve))):
-                trainer.step()
-            sigma = float(np.exp(trainer.vae.likelihood.log_sigma.value[0]))
-            row[:] = sigma, *(log_p_bound(trainer.vae, images) for images in (few, others))
-    at = np.arange(1, 11) * vae_steps // 10
+    curves = np.array([few_images(seed, vae_steps) for seed in range(seeds)])
+    at = vae_steps // curves.shape[1] * np.arange(1, curves.shape[1] + 1)
     for i, name in ((1, "the 16 images"), (2, "others")):
-        right.errorbar(
-            at, curves[:, :, i].mean(0), curves[:, :, i].std(0, ddof=1) / seeds**0.5, label=name
-        )
-    right.set(xlabel="steps", ylabel="bound on ln p, nats", yscale="symlog")
+        error = curves[:, :, i].std(0, ddof=1) / seeds**0.5
+        right.errorbar(at, curves[:, :, i].mean(0), error, label=name)
+    right.set(xlabel="steps", ylabel="bound on ln p, nats")
+    right.set_yscale("symlog", linthresh=1000)
+    right.set_yticks([-1e5, -1e4, -1e3, 0, 1e3])
     right.legend()
     first, last = curves[:, 0], curves[:, -1]
     text = (
-        f"Without the floor the loss is not finite after {min(ends):,} to {max(ends):,} steps, with it never in "
-        f"{steps:,}. From step {at[0]} to {at[-1]} sigma falls from {plus_minus(first[:, 0])} to "
-        f"{plus_minus(last[:, 0])}, the bound on the 16 images rises by {plus_minus(last[:, 1] - first[:, 1])} nats, "
-        f"and on others it falls by {plus_minus(first[:, 2] - last[:, 2])} ({seeds} seeds)."
+        f"Without the floor the loss is not finite after {min(ends[0]):,} to {max(ends[0]):,} "
+        f"steps, with it never in {steps:,}. From step {at[0]:,} to {at[-1]:,} sigma falls from "
+        f"{plus_minus(first[:, 0])} to {plus_minus(last[:, 0])}, the bound on the 16 images rises "
+        f"by {plus_minus(last[:, 1] - first[:, 1])} nats, and on others it falls by "
+        f"{plus_minus(first[:, 2] - last[:, 2])} ({seeds} seeds)."
     )
+    collapse = max(ends[0]) < steps and min(ends[1]) == steps
     return (
         figure,
         text,
-        bool(holds and (last[:, 1] > first[:, 1]).all() and (last[:, 0] < first[:, 0]).all()),
+        bool(collapse and (last[:, 1] > first[:, 1]).all() and (last[:, 0] < first[:, 0]).all()),
     )
 
 
-def dirty_secret(steps=1500, shown=10):
+def dirty_secret(steps=1500, shown=10, train=3000):
     """The dirty secret: what is shown as a sample is the mean of one
 
     From above: test images, x_hat (what everyone shows), a draw from the model as it was trained,
     N(x_hat, 1), and a draw with the sigma that suits this decoder best.
     """
-    images, test = house_numbers("train", 3000), house_numbers("test", 200)
-    trainer = trainer_of(images, 8, 1.0, 0)
-    for _ in range(steps):
-        trainer.step()
-    x = (test / HALF_RANGE - 1).astype(np.float32)
-    x_hat = trainer.vae.decode(trainer.vae.encode(x))
+    vae = trained(house_numbers("train", train), 8, 1.0, 0, steps)
+    x = figures.to_model(vae, house_numbers("test", 200))
+    x_hat = vae.decode(vae.encode(x))
     mse = ((x - x_hat) ** 2).mean((1, 2, 3))
     sigma = mse.mean() ** 0.5
     rng = np.random.default_rng(0)
@@ -433,8 +436,9 @@ def dirty_secret(steps=1500, shown=10):
     size = x[0].size
     gain = -size * math.log(sigma) - mse * size * (1 / sigma**2 - 1) / 2
     text = (
-        f"The refitted sigma is {sigma:.3f}: {sigma * HALF_RANGE:.1f} grey levels, where 1 is {HALF_RANGE:g}. It is "
-        f"worth {plus_minus(gain)} nats of ln p(x|z) per test image of {size} values ({len(x)} images)."
+        f"The refitted sigma is {sigma:.3f}: {sigma * HALF_RANGE:.1f} grey levels, where 1 is "
+        f"{HALF_RANGE:g}. It is worth {plus_minus(gain)} nats of ln p(x|z) per test image of {size} "
+        f"values ({len(x)} images)."
     )
     return figure, text, bool(sigma < 0.5 and gain.mean() > 0)
 
@@ -463,11 +467,12 @@ def naive(count=32, most=10_000, chains=16, transitions=100):
     missing["AIS"] = truth - estimates.log_mean_exp(annealed["log_w"])
     axis.axhline(missing["AIS"].mean(), color="C2", label=f"AIS, {chains} chains of {transitions}")
     axis.set(xlabel="samples", ylabel="ln p(x) - estimate, nats", xscale="log", yscale="symlog")
+    axis.set_ylim(bottom=-1)
     axis.legend()
     short = {name: plus_minus(values) for name, values in missing.items()}
     text = (
-        f"With {most:,} samples the naive estimate is {short['naive']} nats too low and IWAE {short['IWAE']}; AIS is "
-        f"{short['AIS']} too low ({count} images)."
+        f"With {most:,} samples the naive estimate is {short['naive']} nats too low and IWAE "
+        f"{short['IWAE']}; AIS is {short['AIS']} too low ({count} images)."
     )
     return figure, text, missing["naive"].mean() > 1 > abs(missing["AIS"].mean())
 
@@ -496,10 +501,7 @@ def likelihood_and_kl(steps=1500, train=3000):
     left.legend()
     x = estimates.scaled(test)
     gaussian = FullGaussian(images).log_density(x)
-    trainer = trainer_of(images, 10, "optimal", 0)
-    for _ in range(steps):
-        trainer.step()
-    model = estimates.Model(trainer.vae, len(x))
+    model = estimates.Model(trained(images, 10, "optimal", 0, steps), len(x))
     device_x = model.device(x)
     mean, var = model.posterior(device_x)
     _, bound = estimates.elbo(model, device_x, mean, var, Noise(0, 1).normal((8, *mean.shape)))
@@ -509,9 +511,10 @@ def likelihood_and_kl(steps=1500, train=3000):
     right.set_ylabel("bits per dimension (less is better)")
     spread = np.ptp(kl + likelihood)
     text = (
-        f"The sum varies by {spread:.1e} nats over the widths. ln p of a new image is {plus_minus(gaussian)} nats under "
-        f"the Gaussian and at least {plus_minus(bound)} under the VAE, {plus_minus(gaussian - bound)} less; that is "
-        f"{bits[0].mean():.3f} and {bits[1].mean():.3f} bits per dimension ({len(x)} images, {steps:,} steps)."
+        f"The sum varies by {spread:.1e} nats over the widths. ln p of a new image is "
+        f"{plus_minus(gaussian)} nats under the Gaussian and at least {plus_minus(bound)} under the "
+        f"VAE, {plus_minus(gaussian - bound)} less; that is {bits[0].mean():.3f} and "
+        f"{bits[1].mean():.3f} bits per dimension ({len(x)} images, {steps:,} steps)."
     )
     return figure, text, bool(spread < 1e-10 and kl.argmin() == likelihood.argmax())
 
@@ -532,25 +535,22 @@ CLAIMS = [
 def section(number, claim, text):
     title, _, what = claim.__doc__.partition("\n\n")
     what = re.sub(r"\s*\n\s*", " ", what.strip())
-    return f"## {number}. {title}\n\n{what}\n\n**{text}**\n\n![{title}](claims-{number}.png)\n"
+    return f"## {number}. {title}\n\n{what}\n\n**{text}**\n\n![{title}](claims-{number}.png)"
 
 
 def run(number):
     start = time.monotonic()
     claim = CLAIMS[number - 1]
     figure, text, holds = claim()
-    path = DOCS / f"claims-{number}.png"
+    figure.tight_layout()
+    path = pages.DOCS / f"claims-{number}.png"
     figure.savefig(path, dpi=80, bbox_inches="tight")
     plt.close(figure)
     Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
-    print(
-        f"{number}. {claim.__doc__.splitlines()[0]}, {time.monotonic() - start:.0f} s: "
-        f"{'it holds' if holds else 'IT DOES NOT HOLD'}\n{text}\n",
-        flush=True,
-    )
-    start, end = f"<!-- claim {number} -->\n", f"<!-- /claim {number} -->"
-    before, rest = PAGE.read_text().split(start)
-    PAGE.write_text(before + start + section(number, claim, text) + end + rest.split(end)[1])
+    pages.write_between("claims.md", f"claim {number}", section(number, claim, text))
+    verdict = "it holds" if holds else "IT DOES NOT HOLD"
+    seconds = time.monotonic() - start
+    print(f"{number}. {claim.__name__}, {seconds:.0f} s, {verdict}\n{text}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ RUN = {  # a document's command: the same with small settings, on the copy's few
     "python benchmarks/fluctuation.py RUN ...": "python benchmarks/fluctuation.py first",
     "python benchmarks/density.py RUN ...": "python benchmarks/density.py first",
     "python benchmarks/lattice.py RUN ...": "python benchmarks/lattice.py first",
+    "python examples/claims.py": "python examples/claims.py 2",
     "python benchmarks/streaming.py": "python benchmarks/streaming.py --rounds 1 --steps 1",
     "python -m pytest -m long -s tests/test_reliability.py -k 200_kills":
         "python -m pytest -m long tests/test_reliability.py -k 200_kills --collect-only",
@@ -41,7 +42,9 @@ NOT_RUN = {
     "it needs a GPU": [
         "pip install -r requirements-gpu.txt", 'pip install -r requirements.txt "cupy-cuda12x[ctk]>=14"',
         "python run.py --gpu", "python benchmarks/gpu_step.py", "python -m pytest -m gpu"],
-    "it takes long": ["python -m pytest -m long", "python examples/questions.py", "python examples/step_size.py"],
+    "it takes long": [
+        "python -m pytest -m long", "python examples/questions.py", "python examples/step_size.py",
+        "python benchmarks/faults.py"],
     "another test does it": [
         "python run.py gradcheck --with mine.py", "python -m doctest docs/by_hand.md",
         "python -m doctest docs/gradients.md", "python -m pytest tests/test_ops.py tests/test_vae.py"],

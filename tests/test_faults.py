@@ -232,18 +232,22 @@ def training_mode(ops, patch):
 # Adam
 @fault("Adam's eps inside the bias correction", "pytorch/pytorch#22628")
 def eps_inside(ops, patch):
-    def adam(values, grads, m, v, lr, t, beta1, beta2, eps):
-        inside = eps * np.sqrt(1 - beta2 ** (t[0] + 1))
-        plain.adam(values, grads, m, v, lr, t, beta1, beta2, inside)
+    correction = np.empty(1)
 
+    def adam_rate(lr, t, beta1, beta2, rate):
+        plain.adam_rate(lr, t, beta1, beta2, rate)
+        correction[0] = np.sqrt(1 - beta2 ** (t[0] + 1))
+
+    def adam(values, grads, m, v, rate, beta1, beta2, eps):
+        plain.adam(values, grads, m, v, rate, beta1, beta2, eps * float(correction[0]))
+
+    ops.adam_rate = adam_rate
     ops.adam = adam
 
 
 @fault("Adam's bias correction without the power t", "eriklindernoren/ML-From-Scratch#35")
 def no_power(ops, patch):
-    ops.adam = lambda values, grads, m, v, lr, t, *betas: plain.adam(
-        values, grads, m, v, lr, 0 * t, *betas
-    )
+    ops.adam_rate = lambda lr, t, *rest: plain.adam_rate(lr, 0 * t, *rest)
 
 
 # The evaluation
@@ -435,3 +439,29 @@ def test_the_page_lists_every_fault():
     assert list(rows) == [f.name for f in FAULTS] and len(rows) >= 16
     unseen_by_gradients = [name for name, cells in rows.items() if cells[2] != "yes"]
     assert len(unseen_by_gradients) >= 5
+
+
+def test_the_script_writes_the_page(tmp_path, monkeypatch, capsys):
+    import faults  # which imports this module
+
+    page = tmp_path / "faults.md"
+    page.write_text("<!-- faults -->\n<!-- /faults -->\n")
+    monkeypatch.setattr(faults, "PAGE", page)
+    monkeypatch.setattr(faults, "SEEDS", 2)
+    monkeypatch.setattr(faults, "FAULTS", [f for f in FAULTS if f.plant is unmoved])
+    monkeypatch.setattr(faults, "images", lambda: np.random.default_rng(0).integers(0, 256, (140, 16, 16, 1), np.uint8))
+    faults.main(steps=2)
+    text = page.read_text()
+    assert "| moving statistics that never move | [pkmital" in text
+    assert "1 of the 1 pass the gradient check. Pictures are of models after 2 steps." in text
+    assert page.with_suffix(".png").stat().st_size > 5000
+    assert "moving statistics" in capsys.readouterr().out
+
+
+def test_a_picture_is_seen_if_it_lies_outside_what_seeds_give():
+    import faults
+
+    right = [(1.0, 4.0), (1.2, 5.0)]
+    assert faults.differs(None, right)
+    for numbers, seen in (((1.1, 4.5), False), ((1.45, 4.5), False), ((1.55, 4.5), True), ((1.1, 3.0), True)):
+        assert faults.differs(numbers, right) == seen
