@@ -10,7 +10,7 @@ from minivae import checks
 from minivae.errors import UserError
 from minivae.ops import plain
 
-NO_GRADIENT = {"adam", "gather", "moving_average", "normal", "record"}  # no gradient passes through these
+NO_GRADIENT = {"adam", "adam_rate", "gather", "moving_average", "normal", "record"}  # no gradient passes through these
 OPERATIONS = [name for name, f in vars(plain).items() if inspect.isfunction(f) and f.__module__ == plain.__name__
               and not name.startswith("_") and name not in NO_GRADIENT]
 
