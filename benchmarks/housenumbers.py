@@ -6,12 +6,13 @@ SVHN is a folder with train_32x32.mat; PAGE.png gets 100 of its images on the le
 prints median (5 %, 95 %) over the images of each side.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
 from readme import table
 
+from minivae.errors import UserError
 from minivae.images import data, housenumbers
 from minivae.ops import HALF_RANGE
 from minivae.training import figures
@@ -46,14 +47,21 @@ def quantiles(of, images):
 
 
 def main(svhn, page):
-    real = data.load(Path(svhn).absolute(), None).train.images  # absolute: a folder svhn is no download
+    real = data.load(svhn.absolute(), None).train.images  # absolute: a folder svhn is not a download
     real = real[np.random.RandomState(0).permutation(len(real))[:COUNT]]
     ours, _ = housenumbers.make("train", count=len(real))
     print(table(["median (5 %, 95 %)", "SVHN", "housenumbers"],
                 [[name, quantiles(of, real), quantiles(of, ours)] for name, of in STATISTICS.items()]))
     rows = [side[i : i + 10] for i in range(0, 100, 10) for side in (real, ours)]
-    figures.save_grid(Path(page), np.concatenate(rows) / HALF_RANGE - 1, 20)
+    figures.save_grid(page, np.concatenate(rows) / HALF_RANGE - 1, 20)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("svhn", metavar="SVHN", type=Path, help="folder with train_32x32.mat")
+    parser.add_argument("page", metavar="PAGE.png", type=Path, help="the picture to write")
+    args = parser.parse_args()
+    try:
+        main(args.svhn, args.page)
+    except UserError as e:
+        parser.error(str(e))

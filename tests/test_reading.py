@@ -461,6 +461,8 @@ def test_floats_by_their_range(tmp_path, images, low, high):
     np.testing.assert_array_equal(found.train.images, images)
     np.testing.assert_array_equal(found.test.images, test)
     assert notes(found, f"are taken to be on a scale from {low} to {high}")
+    np.save(tmp_path / "a.npy", 3 * scaled[0] + 300)
+    refused(tmp_path / "a.npy", "save them from 0 to 1 or from -1 to 1 or from 0 to 255")
 
 
 def test_uint16_by_its_range(tmp_path):
@@ -599,6 +601,9 @@ def test_warnings_of_images_that_may_be_meant_otherwise(tmp_path, images):
         np.save(tmp_path / "a.npy", content)
         warned = notes(load(tmp_path / "a.npy"), "warning: ")
         assert len(warned) == (word is not None) and (word or "") in "".join(warned)
+    np.save(tmp_path / "a.npy", np.zeros_like(images))
+    warned, _ = notes(load(tmp_path / "a.npy"), "warning: ")  # the other is of copies
+    assert warned == "warning: no pixel of the training images is above 0, so all are black"
 
 
 def test_copies_are_named(tmp_path, rng):

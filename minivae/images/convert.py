@@ -86,8 +86,8 @@ def _as_uint8(images, every, notes):
     ranges = RANGES.get(dtype.name) or RANGES.get(dtype.kind) or [(0, 255)]
     fitting = [limit for limit in ranges if limit[0] <= low <= high <= limit[1]]  # none for NaN
     if not fitting:
-        raise UserError(f"{dtype} pixels from {low} to {high}; save them from {ranges[0][0]} to "
-                        f"{ranges[0][1]}")
+        known = " or ".join(f"from {first} to {last}" for first, last in ranges)
+        raise UserError(f"{dtype} pixels from {low} to {high}; save them {known}")
     bottom, top = fitting[0]
     if dtype.kind == "f" or top > 255:
         notes.append(f"{dtype} pixels from {low:.4g} to {high:.4g} are taken to be on a scale from "

@@ -129,7 +129,9 @@ def _download(folder, split):
     try:
         return Path(pooch.retrieve(url, f"md5:{SVHN_MD5[split]}", name, folder, progressbar=True))
     except (OSError, ValueError) as e:  # no network; another checksum
-        raise UserError(f"cannot download {url} ({type(e).__name__}); put it at {folder / name} by "
+        where = folder / name
+        found = f"; {where} is another file, by its md5" if where.exists() else ""
+        raise UserError(f"cannot download {url} ({type(e).__name__}){found}; put it at {where} by "
                         "other means") from e
 
 

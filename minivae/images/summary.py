@@ -29,7 +29,7 @@ def _labels(dataset):
         return "no labels"
     if names is None:
         names = np.unique(dataset.train.labels).tolist()
-    return f"{len(names)} labels: {_listed([str(name) for name in names])}"
+    return f"{len(names)} label{'s' * (len(names) != 1)}: {_listed([str(name) for name in names])}"
 
 
 def warnings(split, of):
@@ -39,8 +39,8 @@ def warnings(split, of):
     highest = np.flatnonzero(counts)[-1]
     common = counts.argmax()
     if highest < DARK:
-        found.append(f"warning: no pixel of the {of} images is above {highest}, so all are black; if {highest} "
-                     "stands for white, save them as bool, or 255 times as large")
+        meant = f"; if {highest} stands for white, save them as bool, or 255 times as large" if highest else ""
+        found.append(f"warning: no pixel of the {of} images is above {highest}, so all are black{meant}")
     elif counts[common] > SPARSE * counts.sum():
         found.append(f"warning: {counts[common] / counts.sum():.1%} of the {of} images' pixels are {common}")
     copies = _copies(split)
