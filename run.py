@@ -87,7 +87,9 @@ def parser(command):
         p.add_argument("--steps", type=positive, default=argparse.SUPPRESS,
                        help="training steps of the run in all, those already made included (default: as before)")
     if command == "sample":
-        p.add_argument("--count", type=positive, default=200, help="number of images to draw, in rows of 20")
+        p.add_argument("--count", type=positive, default=200,
+                       help="number of images to draw, in rows of 20; unless it is 200, and the seed 0, the file is "
+                            "samples-countN-seedM.png")
         p.add_argument("--seed", type=seed, default=0, help="seed of the latent codes")
     if command == "evaluate":
         for name, (what, cpu, gpu) in DENSITY.items():
@@ -155,7 +157,7 @@ def operations(args):
 
         return cuda_ops
     if "precision" in args:
-        raise UserError("--precision is a choice of the GPU's; add --gpu, or leave it out")
+        raise UserError("--precision is for the GPU alone; add --gpu, or leave it out")
     from minivae.ops import numpy_ops
 
     return numpy_ops
