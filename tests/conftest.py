@@ -1,4 +1,5 @@
 import contextlib
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,12 @@ GOLDEN = Path(__file__).parent / "golden"
 FIRST = ["test_philox", "test_ops", "test_gaussian", "test_sigma", "test_layers", "test_vae", "test_fast_ops",
          "test_toom_cook"]
 ON_BOTH = {"test_ops", "test_gaussian", "test_sigma", "test_layers", "test_vae"}  # run on plain too, which comes first
+
+
+def pytest_configure():
+    """A shell that starts the tests in the background has SIGINT ignored, and every process of a test would inherit it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc):
