@@ -18,7 +18,7 @@ ON_BOTH = {"test_ops", "test_gaussian", "test_sigma", "test_layers", "test_vae"}
 
 
 def pytest_configure():
-    """A shell that starts the tests in the background has SIGINT ignored, and every process of a test would inherit it."""
+    """Started in the background of a script, the tests and their processes would ignore SIGINT."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
