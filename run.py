@@ -333,6 +333,10 @@ def main(argv):
         return failed(e)
     except MemoryError as e:  # CuPy's too
         return failed(f"out of memory ({str(e) or 'none is left'}); smaller batches or smaller images need less")
+    except RuntimeError as e:
+        if "start new thread" not in str(e):
+            raise
+        return failed("out of memory: no other thread can be started; give the process more, or fewer OMP_NUM_THREADS")
     except ModuleNotFoundError as e:
         return failed(f"{e.name} is not installed; run: pip install -r requirements.txt")
     except ImportError as e:
@@ -343,6 +347,9 @@ def main(argv):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(e, BrokenPipeError):  # whoever read the output has gone
             return 128 + signal.SIGPIPE
+        if e.filename is None:
+            return failed(f"standard output cannot be written ({e.strerror}); let it go elsewhere. A run that had "
+                          "begun is saved: resume goes on with it")
         return failed(f"{e}; fix that, then give the same command again")
     except KeyboardInterrupt:
         return failed("interrupted", 130)

@@ -26,7 +26,8 @@ def draw_losses(path, metrics):
             name = f"{split}_{part}"
             points = np.array([(row["step"], row[name]) for row in metrics if name in row])
             if len(points):
-                axis.plot(*points.T, style, label=split, ms=4)
+                marked = style if len(points) > 1 else "o"  # a line through one point would not be seen
+                axis.plot(*points.T, marked, label=split, ms=4)
                 drawn.append(points)
         if drawn:  # a run may be stopped before its first row
             axis.set_ylim(limits(*np.concatenate(drawn).T))

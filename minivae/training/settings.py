@@ -46,7 +46,8 @@ def sigma(value):
     """A positive float, or one of the names in gaussian.FITTED_SIGMAS."""
     from minivae.gaussian import FITTED_SIGMAS  # not at the top: help is printed without loading NumPy
 
-    return value if value in FITTED_SIGMAS else rate(value)
+    words = f"a number above 0, or one of {', '.join(FITTED_SIGMAS)}"
+    return value if value in FITTED_SIGMAS else number(float, ulp(0), sys.float_info.max, words)(value)
 
 
 def kl(value):
