@@ -18,9 +18,10 @@ ON_BOTH = {"test_ops", "test_gaussian", "test_sigma", "test_layers", "test_vae"}
 
 
 def pytest_configure():
-    """Started in the background of a script, the tests and their processes would ignore SIGINT."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Started by nohup, or in the background of a script, the tests and their processes would ignore these signals."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_generate_tests(metafunc):
