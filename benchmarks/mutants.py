@@ -29,8 +29,11 @@ SECONDS = 600  # for the tests of one fault; a fault that makes them hang is see
 
 
 def places(tree):
-    """The nodes that can be changed."""
+    """The nodes that can be changed. A negative constant has its sign changed only: reshape takes -1 and -2 alike."""
+    signed = {id(node.operand) for node in ast.walk(tree) if isinstance(node, ast.UnaryOp)}
     for node in ast.walk(tree):
+        if id(node) in signed:
+            continue
         if ((isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in OPERATORS)
                 or (isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS)
                 or (isinstance(node, ast.Constant) and type(node.value) in (int, float))
