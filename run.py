@@ -343,11 +343,11 @@ def main(argv):
         return failed(f"a library cannot be loaded ({e.__cause__ or e}); memory may be short, or its installation "
                       "damaged: pip install --force-reinstall -r requirements.txt")
     except OSError as e:
-        if sys.stdout is sys.__stdout__:  # perhaps it cannot be written; what it still holds is flushed at exit
+        if sys.stdout is sys.__stdout__:  # what it still holds would be flushed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(e, BrokenPipeError):  # whoever read the output has gone
             return 128 + signal.SIGPIPE
-        if e.filename is None:
+        if e.errno and e.filename is None:  # an error of a file has its name
             return failed(f"standard output cannot be written ({e.strerror}); let it go elsewhere. A run that had "
                           "begun is saved: resume goes on with it")
         return failed(f"{e}; fix that, then give the same command again")
