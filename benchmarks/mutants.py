@@ -17,8 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [f"minivae/{name}.py" for name in (
-    "ops/plain", "ops/numpy_ops", "ops/numpy_conv", "ops/numpy_norm", "ops/numpy_toom_cook", "ops/philox",
-    "ops/geometry", "layers", "gaussian", "vae", "parameters", "adam", "gradcheck")]
+    "ops/plain", "ops/plain_sigmas", "ops/numpy_ops", "ops/numpy_conv", "ops/numpy_norm", "ops/numpy_toom_cook",
+    "ops/philox", "ops/geometry", "layers", "gaussian", "sigmas", "vae", "parameters", "adam", "gradcheck")]
 TESTS = [f"tests/test_{name}.py" for name in (
     "philox", "ops", "gaussian", "sigma", "layers", "vae", "fast_ops", "toom_cook", "train")]
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,

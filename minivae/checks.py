@@ -8,12 +8,12 @@ from collections import namedtuple
 
 import numpy as np
 
-from minivae.gaussian import FITTED_SIGMAS
 from minivae.gradcheck import TOLERANCE, directional, elements
 from minivae.layers import Conv2D, Conv2DTranspose
 from minivae.ops import plain
 from minivae.ops.geometry import Geometry
 from minivae.parameters import Parameters
+from minivae.sigmas import FITTED_SIGMAS
 from minivae.vae import VAE, Widths
 
 FAST_TOLERANCE = 1e-9  # of the fast operations, relative to the definition; right ones come out below 1e-13
@@ -51,11 +51,10 @@ def model_rows(ops, case, latent=10, dtype=np.float64):
     rows += [Row(p.name, loss, p.value, p.grad.copy()) for p in vae.params.trained]
 
     def rec_of_z():
-        a = vae.generator.forward(z, case.train)
-        return float(vae.likelihood.forward(a, x, case.train).mean())
+        return float(vae.rec(z, x, case.train).mean())
 
     rec_of_z()
-    dz = vae.generator.backward(vae.likelihood.backward(), want_dw=False)
+    dz = vae.rec_dz(want_dw=False)
     first_of_generator = next(i for i, row in enumerate(rows) if row.name.startswith("gen"))
     rows.insert(first_of_generator, Row("z", rec_of_z, z, dz))
     return rows

@@ -11,7 +11,8 @@ from minivae.errors import UserError
 from minivae.ops import plain
 
 NO_GRADIENT = {"adam", "adam_rate", "gather", "moving_average", "normal", "record"}  # no gradient passes through these
-OPERATIONS = [name for name, f in vars(plain).items() if inspect.isfunction(f) and f.__module__ == plain.__name__
+OPERATIONS = [name for name, f in vars(plain).items()
+              if inspect.isfunction(f) and f.__module__.startswith(plain.__name__)  # plain_sigmas' too
               and not name.startswith("_") and name not in NO_GRADIENT]
 
 

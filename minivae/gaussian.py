@@ -9,11 +9,8 @@ Source: Kingma and Welling, arXiv 1312.6114. docs/elbo.md derives q(z|x) and the
 
 import math
 
-from minivae.layers import DECAY, Layer
-from minivae.ops import SIGMA_FLOOR
+from minivae.layers import Layer
 from minivae.parameters import Parameter
-
-FITTED_SIGMAS = ("optimal", "learned", "pixel")  # what sigma may be instead of a number; see Likelihood
 
 
 class Posterior(Layer):
@@ -57,82 +54,55 @@ class Posterior(Layer):
 
 
 class Likelihood(Layer):
-    """p(x|z) = N(x; x_hat, sigma^2) per channel of each pixel, with x_hat = tanh(a + b).
+    """p(x|z) = N(x; x_hat, sigma^2), with x_hat = tanh(a + b) and a fixed sigma; sigmas.py has those that are fitted.
 
     rec = ||x - x_hat||^2 / (2 sigma^2) + D ln sigma, D = H W C      (for sigma = 1: half the squared error)
     da = (x_hat - x)(1 - x_hat^2) / (sigma^2 N)      db = sum da
 
     a (N, H, W, C) from the generator, b (C,), rec (N,) nats per image. rec and da need the same x_hat and x, so one
-    pass over the image finds both and db, and backward has only to hand da over. sigma is
-
-    a number   fixed
-    "learned"  exp(log_sigma), one parameter:  dlog_sigma = sum_n (D - ||x - x_hat||^2 / sigma^2) / N
-    "optimal"  in training the batch's root mean squared error, which minimizes its mean rec: mean rec is then
-               D/2 ln(mse) + D/2, and since its derivative in sigma is zero there, da is that of a fixed sigma. In
-               test mode the moving average of ln sigma, like those of batch norm. It takes one pass to find sigma and
-               one to use it.
-               Source: Rybkin, Daniilidis, Levine, sigma-VAE, arXiv 2006.13202.
-    "pixel"    a variance for each value from a second head: a (N, H, W, 2C), b (2C,); see plain.tanh_gaussian_pixel
+    pass over the image finds both and db, and backward has only to hand da over.
     """
 
-    def __init__(self, params, name, channels, sigma=1.0):
+    heads = 1  # of the generator, with C channels each
+
+    def __init__(self, params, shape, sigma):
         super().__init__(params)
-        self.sigma = sigma
-        self.channels = channels
-        heads = 2 if sigma == "pixel" else 1
-        self.b = params.constant(f"{name}/b", (heads * channels,), 0)
-        if sigma == "learned":
-            self.log_sigma = params.constant("gen/log_sigma", (1,), 0)
-        elif sigma == "optimal":
-            self.log_sigma = params.moving("gen/log_sigma", (1,), 0)
-            self.zero = self.ops.xp.zeros(1, params.dtype)
-        elif sigma != "pixel":
-            self.log_sigma = Parameter("gen/log_sigma", (1,), None)
-            self.log_sigma.value = self.ops.xp.full(1, math.log(float(sigma)), params.dtype)
+        self.b = params.constant("gen/tconv3/b", (self.heads * shape[2],), 0)
+        self.log_sigma = Parameter("gen/log_sigma", (1,), None)
+        self.log_sigma.value = self.ops.xp.full(1, math.log(float(sigma)), params.dtype)
 
     def forward(self, a, x, train):
-        self.a = a
+        return self.gaussian(a, x, self.log_sigma.value)
+
+    def gaussian(self, a, x, log_sigma):
+        """rec (N,) with the sigma of log_sigma (1,)."""
         self.x = x
+        self.present_log_sigma = log_sigma
         self.x_hat = self.like("x_hat", x.shape, a)
         self.da = self.like("da", a.shape, a)
         rec = self.like("rec", a.shape[:1], a)
-        if self.sigma == "pixel":
-            self.ops.tanh_gaussian_pixel(a, self.b.value, x, 1 / len(a), self.x_hat, rec, self.da, self.b.grad)
-            return rec
-        size = math.prod(x.shape[1:])
-        log_sigma = self.log_sigma.value
-        if self.sigma == "optimal" and train:
-            log_sigma = self.like("fitted", (1,), a)
-            self._gaussian(a, x, self.zero, rec)
-            self.ops.fit_sigma(rec, size, log_sigma)
-            self.ops.moving_average(self.log_sigma.value, log_sigma, DECAY)
-        self._gaussian(a, x, log_sigma, rec)
-        self.present_log_sigma = log_sigma
-        if self.sigma == "learned":
-            self.ops.log_sigma_dx(rec, log_sigma, size, 1 / len(a), self.log_sigma.grad)
-        return rec
-
-    def _gaussian(self, a, x, log_sigma, rec):
         self.ops.tanh_gaussian(a, self.b.value, x, log_sigma, 1 / len(a), self.x_hat, rec, self.da, self.b.grad)
+        return rec
 
     def backward(self):
         return self.da
 
     def dx(self):
         """dL/dx (N, H, W, C), x being what p(x|z) shall explain: (x - x_hat) / (sigma^2 N)."""
-        var = self.var(self.a) if self.sigma == "pixel" else self.ops.xp.exp(2 * self.present_log_sigma)
-        return (self.x - self.x_hat) / (var * len(self.x))
+        return (self.x - self.x_hat) / (self.ops.xp.exp(2 * self.present_log_sigma) * len(self.x))
 
     def mean(self, a):
         """x_hat (N, H, W, C) in [-1, 1] alone: what sampling wants."""
-        a = self.ops.xp.ascontiguousarray(a[..., : self.channels])
         x_hat = self.like("x_hat", a.shape, a)
-        self.ops.bias_tanh(a, self.b.value[: self.channels], x_hat)
+        self.ops.bias_tanh(a, self.b.value, x_hat)
         return x_hat
 
     def var(self, a):
-        """sigma^2 in test mode: (N, H, W, C) for "pixel", else (1,)."""
-        xp = self.ops.xp
-        if self.sigma == "pixel":
-            return xp.logaddexp(a[..., self.channels :] + self.b.value[self.channels :], 0) + SIGMA_FLOOR**2
-        return xp.exp(2 * self.log_sigma.value)
+        """sigma^2 in test mode (1,)."""
+        return self.ops.xp.exp(2 * self.log_sigma.value)
+
+    def draw(self, a, noise):
+        """Images (N, H, W, C) drawn from p(x|z) in test mode; noise.normal(shape) gives standard normals."""
+        x_hat = self.mean(a)
+        eps = self.ops.xp.asarray(noise.normal(x_hat.shape), a.dtype)
+        return x_hat + self.var(a) ** 0.5 * eps

@@ -11,6 +11,7 @@ import numpy as np
 from minivae.gaussian import Likelihood, Posterior
 from minivae.layers import conv_block, conv_transpose, conv_transpose_block, dense_block
 from minivae.parameters import Parameters
+from minivae.sigmas import FITTED_SIGMAS
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Generator:
         return self.tconv3.forward(h)  # (N, 32, 32, 3)
 
     def backward(self, da, want_dw=True):
-        """dL/dz (N, Z); want_dw=False for it alone, as sampling from p(z|x) wants it."""
+        """dL/dz (N, Z); want_dw=False for it alone."""
         dh = self.tconv3.backward(da, want_dw=want_dw)
         dh = self.tconv2.backward(dh, want_dw=want_dw)
         dh = self.tconv1.backward(dh, want_dw=want_dw)
@@ -85,18 +86,20 @@ class Generator:
 class VAE:
     """shape (H, W, C); ops plain, numpy_ops or cuda_ops; dtype float32, or float64 to check gradients;
 
-    kl "sample" or "analytic" (see gaussian.Posterior); sigma a number or one of gaussian.FITTED_SIGMAS.
+    kl "sample" or "analytic" (see gaussian.Posterior); sigma a number or one of sigmas.FITTED_SIGMAS.
     """
 
     def __init__(self, shape, latent, ops, dtype=np.float32, seed=0, kl="sample", widths=Widths(), sigma=1.0):
         self.params = Parameters(ops, dtype, seed)
         self.encoder = Encoder(self.params, shape, latent, widths)
-        self.generator = Generator(self.params, shape, latent, widths, heads=2 if sigma == "pixel" else 1)
+        kind = FITTED_SIGMAS.get(sigma, Likelihood)
+        self.generator = Generator(self.params, shape, latent, widths, kind.heads)
         self.posterior = Posterior(self.params, analytic=kl == "analytic")
-        self.likelihood = Likelihood(self.params, "gen/tconv3", shape[2], sigma)
+        self.likelihood = kind(self.params, shape, sigma)
         self.params.allocate()
         self.shape = tuple(shape)
         self.latent = latent
+        self.sigma = sigma
         self.ops = ops
         self.dtype = np.dtype(dtype)
 
@@ -107,9 +110,12 @@ class VAE:
         """
         mean, s = self.encoder.forward(x, train)
         z, kl = self.posterior.forward(mean, s, eps)
+        return self.rec(z, x, train), kl
+
+    def rec(self, z, x, train=True):
+        """-ln p(x|z) - (D/2) ln 2 pi (N,) in nats per image, for z (N, Z) and x (N, H, W, C)."""
         a = self.generator.forward(z, train)
-        rec = self.likelihood.forward(a, x, train)
-        return rec, kl
+        return self.likelihood.forward(a, x, train)
 
     def backward(self, want_dx=False, ready=None):
         """Find dL/d of every parameter for the last forward, and return dL/dx if asked.
@@ -117,15 +123,19 @@ class VAE:
         x counts twice: it goes through the encoder, and it is what p(x|z) shall explain. ready(p) is called as soon as
         the parameters from p on have their gradients, but for weights that the branch "dw" is still at.
         """
-        da = self.likelihood.backward()
-        dz = self.generator.backward(da)
-        if ready:
-            ready(self.generator.dense.affine.w)
+        dz = self.rec_dz(ready=ready)
         dmean, ds = self.posterior.backward(dz)
         dx = self.encoder.backward(dmean, ds, want_dx, ready)
         if want_dx:
             self.ops.add(dx, self.likelihood.dx())
         return dx
+
+    def rec_dz(self, want_dw=True, ready=None):
+        """d(mean rec)/dz (N, Z) of the last rec. want_dw=False finds it alone, as sampling from p(z|x) wants it."""
+        dz = self.generator.backward(self.likelihood.backward(), want_dw)
+        if ready:
+            ready(self.generator.dense.affine.w)
+        return dz
 
     def encode(self, x):
         """The means of q(z|x) (N, Z), batch norm in test mode. The array is the caller's."""
@@ -136,3 +146,10 @@ class VAE:
         """x_hat (N, H, W, C) in [-1, 1], batch norm in test mode. The array is the caller's."""
         a = self.generator.forward(z, train=False)
         return self.likelihood.mean(a).copy()
+
+    def draw(self, z, noise):
+        """Images (N, H, W, C) drawn from p(x|z), batch norm in test mode. The array is the caller's.
+
+        noise.normal(shape) and noise.uniform(shape) give random numbers, float64 on the host.
+        """
+        return self.likelihood.draw(self.generator.forward(z, train=False), noise)

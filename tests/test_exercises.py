@@ -90,7 +90,7 @@ def test_an_operation_that_others_call_is_replaced_there_too(told):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("def dense_dy(): pass", "defines dense_dy; the operations that gradcheck can take from it are dense, dense_dx"),
+    ("def dense_dy(): pass", "defines dense_dy; the operations that gradcheck can take from it are "),
     (solution("adam"), "defines adam; the operations"),
     ("def _helper(): pass", "defines nothing; the operations"),
     ("def dense(:", "SyntaxError"),

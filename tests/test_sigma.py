@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minivae.gaussian import FITTED_SIGMAS
 from minivae.ops import SIGMA_FLOOR, plain
+from minivae.sigmas import FITTED_SIGMAS
 from minivae.vae import VAE, Widths
 
 SIGMAS = [1.0, 0.3, *FITTED_SIGMAS]

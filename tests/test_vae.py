@@ -9,8 +9,9 @@ from conftest import GOLDEN
 from minivae import checks, gradcheck
 from minivae import vae as vae_module
 from minivae.adam import Adam
-from minivae.gaussian import FITTED_SIGMAS, Likelihood
+from minivae.gaussian import Likelihood
 from minivae.ops import numpy_ops, plain
+from minivae.sigmas import FITTED_SIGMAS
 from minivae.vae import VAE, Widths
 
 golden = np.load(GOLDEN / "step_small.npz")

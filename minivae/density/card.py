@@ -17,8 +17,8 @@ from minivae.density import baselines, estimates
 from minivae.density.estimates import Model, Noise, effective_samples, log_mean_exp, scaled
 from minivae.density.report import Stages, draw, print_card
 from minivae.files import refuse_unwritable, write_text
-from minivae.gaussian import FITTED_SIGMAS
 from minivae.images.data import test_subset, unseen
+from minivae.sigmas import FITTED_SIGMAS
 from minivae.training.evaluation import Evaluation
 
 DRAWS = 10  # of z for each image's ELBO
@@ -55,7 +55,7 @@ def evaluate(run, vae, dataset, step, **settings):
     train = dataset.train.images
     subset = test_subset(dataset.test.images)
     test = subset[unseen(subset, train)]
-    sigma = vae.likelihood.sigma
+    sigma = vae.sigma
     fixed = sigma not in FITTED_SIGMAS
     card = {
         "run": str(run.folder), "step": step, "sigma": sigma, "sigma_value": sigma_value(vae),
@@ -86,7 +86,7 @@ def evaluate(run, vae, dataset, step, **settings):
 
 def sigma_value(vae):
     """p(x|z)'s sigma in test mode; None for "pixel", which has one for each value of each image."""
-    if vae.likelihood.sigma == "pixel":
+    if vae.sigma == "pixel":
         return None
     return math.exp(float(vae.likelihood.log_sigma.value[0]))
 

@@ -75,11 +75,8 @@ class Model:
         codes = z.reshape(-1, latent)
 
         def decode(rows):
-            a = self.vae.generator.forward(self.device(codes[rows]), train=False)
-            rec = self.vae.likelihood.forward(a, x[self.xp.asarray(rows % n)], train=False)
-            if not gradient:
-                return [rec]
-            return rec, self.vae.generator.backward(self.vae.likelihood.backward(), want_dw=False)
+            rec = self.vae.rec(self.device(codes[rows]), x[self.xp.asarray(rows % n)], train=False)
+            return (rec, self.vae.rec_dz(want_dw=False)) if gradient else [rec]
 
         rec, *dz = self._run(decode, k * n)
         log_p = -rec.reshape(k, n) - x[0].size / 2 * math.log(2 * math.pi)
@@ -90,13 +87,8 @@ class Model:
     def simulate(self, z, noise):
         """Images drawn from p(x|z), z (N, Z)."""
 
-        def decode(rows):
-            a = self.vae.generator.forward(self.device(z[rows]), train=False)
-            x_hat = self.vae.likelihood.mean(a)
-            return x_hat, self.vae.likelihood.var(a) + self.xp.zeros_like(x_hat)
-
-        x_hat, var = self._run(decode, len(z))
-        return self.device(x_hat + np.sqrt(var) * noise.normal(x_hat.shape))
+        images = [self.vae.ops.to_host(self.vae.draw(self.device(code[None]), noise)) for code in z]
+        return self.device(np.concatenate(images))
 
     def _run(self, function, total):
         """The arrays that function(rows) returns for pieces of range(total), joined, on the host.

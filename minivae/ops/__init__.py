@@ -2,7 +2,7 @@
 
 About two dozen operations are written three times under one name and signature:
 
-    plain       the definition: every operation as one would write it on paper, in plain NumPy
+    plain       the definition: every operation as one would write it on paper, in plain NumPy (with plain_sigmas)
     numpy_ops   the same, fast on a CPU: threads, tiles, fewer multiplications; plain's own where that is fast enough
     cuda_ops    the same on a GPU: each launches a kernel of ours
 

@@ -67,19 +67,6 @@ def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
                     x_hat, rec, da, db)
 
 
-def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
-    GAUSSIAN.launch("log_sigma_dx", rec.dtype, 1, THREADS, rec, log_sigma, size, float(scale), rec.size, dlog_sigma)
-
-
-def fit_sigma(rec, size, log_sigma):
-    GAUSSIAN.launch("fit_sigma", rec.dtype, 1, THREADS, rec, size, rec.size, log_sigma)
-
-
-def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
-    blocks, block, tiling = _image_tiling(x, 1, sums=3)
-    GAUSSIAN.launch("tanh_gaussian_pixel", x.dtype, blocks, block, a, b, x, float(scale), *tiling, x_hat, rec, da, db)
-
-
 # A training step's ends: noise, batch, Adam, log
 
 
@@ -112,6 +99,22 @@ def adam(values, grads, m, v, rate, beta1, beta2, eps):
 
 def record(rec, kl, t, history):
     STEP.launch("record", rec.dtype, 1, THREADS, rec, kl, rec.size, len(history), t, history)
+
+
+# The fitted sigmas
+
+
+def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
+    GAUSSIAN.launch("log_sigma_dx", rec.dtype, 1, THREADS, rec, log_sigma, size, float(scale), rec.size, dlog_sigma)
+
+
+def fit_sigma(rec, size, log_sigma):
+    GAUSSIAN.launch("fit_sigma", rec.dtype, 1, THREADS, rec, size, rec.size, log_sigma)
+
+
+def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
+    blocks, block, tiling = _image_tiling(x, 1, sums=3)
+    GAUSSIAN.launch("tanh_gaussian_pixel", x.dtype, blocks, block, a, b, x, float(scale), *tiling, x_hat, rec, da, db)
 
 
 def _blocks(threads):

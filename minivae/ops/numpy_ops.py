@@ -1,4 +1,4 @@
-"""The operations made fast on a CPU; plain.py says what each of them computes.
+"""The operations made fast on a CPU; plain.py and plain_sigmas.py say what each of them computes.
 
 Convolutions (numpy_conv, and numpy_toom_cook for many channels) and batch norm (numpy_norm) have files of their own.
 Where the definition is fast enough, it is used as it is.
@@ -13,16 +13,14 @@ from minivae.ops.plain import (  # noqa: F401
     adam_rate,
     add,
     bias_tanh,
-    fit_sigma,
     gather,
     latent,
     latent_dx,
-    log_sigma_dx,
     moving_average,
     normal,
     record,
-    tanh_gaussian_pixel,
 )
+from minivae.ops.plain_sigmas import fit_sigma, log_sigma_dx, tanh_gaussian_pixel  # noqa: F401
 from minivae.ops.threads import parallel, scratch, split
 
 xp = np

@@ -2,12 +2,14 @@
 
 Everything else is held to this file: numpy_ops and the CUDA kernels operation by operation, and this file itself by
 finite differences (python run.py gradcheck). docs/gradients.md derives each; ops/__init__.py has the shapes' letters.
+What only a fitted sigma needs is in plain_sigmas.py.
 """
 
 import numpy as np
 
-from minivae.ops import BN_EPS, HALF_RANGE, SIGMA_FLOOR, VAR_FLOOR, philox
+from minivae.ops import BN_EPS, HALF_RANGE, VAR_FLOOR, philox
 from minivae.ops.host import *  # noqa: F403
+from minivae.ops.plain_sigmas import *  # noqa: F403
 
 xp = np
 
@@ -125,7 +127,7 @@ def latent_dx(dz, mean, s, eps, analytic, scale, z, var, dmean, ds):
 
 
 # The image: x_hat = tanh(a + b) and p(x|z) = N(x_hat, sigma^2). rec (N,) = -ln p(x|z) - (D/2) ln 2 pi, nats per image.
-# Each forward finds the gradient of scale sum_n rec_n as well, while x_hat and x are at hand.
+# The forward finds the gradient of scale sum_n rec_n as well, while x_hat and x are at hand.
 def bias_tanh(a, b, x_hat):
     x_hat[...] = np.tanh(a + b)
 
@@ -137,30 +139,6 @@ def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
     precision = np.exp(-2 * log_sigma[0])
     rec[...] = precision / 2 * (error**2).sum((1, 2, 3)) + x[0].size * log_sigma[0]
     da[...] = scale * precision * error * (1 - x_hat**2)
-    db[...] = da.sum((0, 1, 2))
-
-
-def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
-    """dlog_sigma (1,) = scale sum_n (D - ||x - x_hat||^2 / sigma^2); rec at log_sigma gives the squared error back."""
-    dlog_sigma[0] = scale * (size - 2 * (rec - size * log_sigma[0])).sum()
-
-
-def fit_sigma(rec, size, log_sigma):
-    """The log_sigma (1,) that minimizes the mean of rec, which was found with sigma = 1; size = D."""
-    log_sigma[0] = np.log(max(2 * rec.mean() / size, SIGMA_FLOOR**2)) / 2
-
-
-def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
-    """A variance for each value: a, da (N, H, W, 2C) and b, db (2C,) hold the means' head, then the variances'."""
-    c = x.shape[-1]
-    bias_tanh(a[..., :c], b[:c], x_hat)
-    t = a[..., c:] + b[c:]
-    var = np.logaddexp(t, 0) + t.dtype.type(SIGMA_FLOOR**2)
-    error = x_hat - x
-    ratio = error**2 / var
-    rec[...] = (ratio + np.log(var)).sum((1, 2, 3)) / 2
-    da[..., :c] = error * (1 - x_hat**2) / var * scale
-    da[..., c:] = (1 - ratio) / (2 * var) * np.exp(-np.logaddexp(0, -t)) * scale
     db[...] = da.sum((0, 1, 2))
 
 

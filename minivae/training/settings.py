@@ -43,8 +43,8 @@ last_rate = number(float, 0, sys.float_info.max, "a number of at least 0")
 
 
 def sigma(value):
-    """A positive float, or one of the names in gaussian.FITTED_SIGMAS."""
-    from minivae.gaussian import FITTED_SIGMAS  # not at the top: help is printed without loading NumPy
+    """A positive float, or one of the names in sigmas.FITTED_SIGMAS."""
+    from minivae.sigmas import FITTED_SIGMAS  # not at the top: help is printed without loading NumPy
 
     words = f"a number above 0, or one of {', '.join(FITTED_SIGMAS)}"
     return value if value in FITTED_SIGMAS else number(float, ulp(0), sys.float_info.max, words)(value)

@@ -112,7 +112,7 @@ __global__ void tanh_gaussian(const T* a, const T* b, const T* x, const T* log_s
   finish<1>(s, blockDim.x * V / c, c, images, parts, precision / 2, size * log_sigma[0], partial, counter, rec, db);
 }
 
-//   plain: bias_tanh(a[..., :c], b[:c], x_hat)
+//   plain: x_hat[...] = np.tanh(a[..., :c] + b[:c])
 //   plain: t = a[..., c:] + b[c:]
 //   plain: var = np.logaddexp(t, 0) + t.dtype.type(SIGMA_FLOOR**2)
 //   plain: error = x_hat - x
