@@ -58,7 +58,7 @@ def parse(argv):
     if command not in COMMANDS:
         raise UserError(f"{command} is not a command; {did_you_mean(command, COMMANDS)}see: python run.py --help")
     p = parser(command)
-    args, unknown = p.parse_known_args(words, argparse.Namespace(command=command))
+    args, unknown = p.parse_known_intermixed_args(words, argparse.Namespace(command=command))
     if unknown:
         word = unknown[0].split("=")[0]
         options = re.findall("--[a-z-]+", p.format_help())
@@ -80,9 +80,16 @@ def parser(command):
                    formatter_class=HelpFormatter)
     if command in OF_A_RUN:
         p.add_argument("run", metavar="RUN", help="directory of the run")
+    if command in OF_IMAGES:
+        p.add_argument("path", metavar="PATH", type=path, nargs="?",
+                       help="images of your own, of any kind that train takes (default: the run's test images)")
     if command in OF_DATA:
         p.add_argument("--data", type=source, default=argparse.SUPPRESS,
                        help="where the run's images are now (default: where they were)")
+    if command == "interpolate":
+        p.add_argument("--pairs", nargs="+", metavar="NAME", default=argparse.SUPPRESS,
+                       help="names of images, the two of a pair after each other: of files, such as cats/07.png, or "
+                            "the numbers of those that are not files (default: the first ten pairs)")
     if command == "resume":
         p.add_argument("--steps", type=positive, default=argparse.SUPPRESS,
                        help="training steps of the run in all, those already made included (default: as before)")
@@ -251,6 +258,19 @@ def matching_data(run, args):
     return dataset
 
 
+def images_of(run, args):
+    """(split, label_names): the images that a command works on, each with a name: PATH's, or the run's test images."""
+    from minivae.images import given
+
+    if args.path is None:
+        dataset = matching_data(run, args)
+        return given.test_images(dataset), dataset.label_names
+    config = run.config
+    split, label_names = given.read(args.path, config.shape, config.size, config.skip_damaged)
+    print(*split.notes, f"{len(split.images):,} images of {args.path}", sep="\n")
+    return split, label_names
+
+
 def open_model(args):
     """The run, its trained model, and after how many steps it was saved."""
     ops = operations(args)
@@ -275,23 +295,36 @@ def sample(args):
 
 
 def reconstruct(args):
-    """Draw reconstructions.png: test images beside their reconstructions."""
+    """Draw reconstructions.png: test images, or your own, beside their reconstructions."""
     run, vae, _ = open_model(args)
-    from minivae.images.data import test_subset
     from minivae.training import figures
 
-    figures.draw_reconstructions(run / "reconstructions.png", vae, test_subset(matching_data(run, args).test.images))
-    print_pictures(run, "reconstructions.png")
+    split, _ = images_of(run, args)
+    name = named_after(args.path, "reconstructions.png")
+    figures.draw_reconstructions(run / name, vae, split.images)
+    print_pictures(run, name)
 
 
 def interpolate(args):
-    """Draw interpolation.png: between pairs of test images, through the latent code."""
+    """Draw interpolation.png: between pairs of images, through the latent code."""
+    names = getattr(args, "pairs", [])
+    if len(names) % 2:
+        raise UserError(f"--pairs has {len(names)} names; give two for each pair")
     run, vae, _ = open_model(args)
-    from minivae.images.data import test_subset
+    from minivae.images import given
     from minivae.training import figures
 
-    figures.draw_interpolation(run / "interpolation.png", vae, test_subset(matching_data(run, args).test.images))
-    print_pictures(run, "interpolation.png")
+    split, _ = images_of(run, args)
+    if names:
+        split = split.take(given.rows_named(split.names, names))
+    name = named_after(args.path, "interpolation.png")
+    figures.draw_interpolation(run / name, vae, split.images, len(names) // 2 or 10)
+    print_pictures(run, name)
+
+
+def named_after(path, name):
+    """The file name with that of the user's images in it, so that what was drawn of test images stays."""
+    return name if path is None else f"{Path(name).stem}-{path.stem}{Path(name).suffix}"
 
 
 def evaluate(args):
@@ -320,6 +353,7 @@ def print_pictures(run, *names):
 COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, evaluate, gradcheck)}
 OF_A_RUN = COMMANDS.keys() - {"train", "gradcheck"}
 OF_DATA = OF_A_RUN - {"sample"}
+OF_IMAGES = {"reconstruct", "interpolate"}
 
 
 def main(argv):

@@ -135,6 +135,41 @@ def test_sample_reconstruct_interpolate(folder):
         assert png(folder / "first" / name)[0] > 0
 
 
+def save(path, pixels):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_images_of_ones_own(folder, rng):
+    images = rng.integers(0, 256, (6, 16, 16, 3), np.uint8)
+    for row, image in enumerate(images):
+        save(folder / "own" / f"{row}.png", image)
+    before = (folder / "first" / "reconstructions.png").read_bytes()
+    (folder / "digits.npz").unlink()  # the run's own images are not needed
+    done = run("reconstruct", "first", "own", cwd=folder)
+    assert done.returncode == 0 and done.stdout == "6 images of own\nfirst/reconstructions-own.png\n", done
+    assert (folder / "first" / "reconstructions.png").read_bytes() == before
+    rows = np.asarray(Image.open(folder / "first" / "reconstructions-own.png"))
+    np.testing.assert_array_equal(rows[2:34:2, 2:34:2], images[0])
+    done = run("interpolate", "first", "--pairs", "4.png", "1.png", "2.png", "3.png", "--data=x", "own", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    rows = np.asarray(Image.open(folder / "first" / "interpolation-own.png"))
+    assert rows.shape == (2 * 36, 12 * 36, 3)
+    np.testing.assert_array_equal(rows[2:34:2, 2:34:2], images[4])
+    np.testing.assert_array_equal(rows[38:70:2, -34:-2:2], images[3])
+
+
+def test_what_is_wrong_with_a_path_or_a_pair(folder, rng):
+    save(folder / "own" / "a.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
+    for arguments, says in [
+        (["interpolate", "first", "own", "--pairs", "a.png"], "--pairs has 1 names; give two for each"),
+        (["interpolate", "first", "own", "--pairs", "a.png", "b.png"], "b.png; there are such as a.png"),
+        (["interpolate", "first", "--pairs", "0", "20"], "no image is named 20; there are such as"),
+        (["reconstruct", "first", "nothing.zip"], "nothing.zip cannot be read (No such file or directory)"),
+    ]:
+        refused(*arguments, cwd=folder, says=says)
+
+
 def test_evaluate(folder):
     settings = ["--images", 8, "--importance", 4, "--ais-images", 2, "--ais-chains", 2, "--ais-steps", 3]
     done = run("evaluate", "first", *settings, cwd=folder)

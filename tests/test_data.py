@@ -142,7 +142,7 @@ def test_a_folder_of_images(tmp_path, rng):
     assert "2 of 20 images, drawn at random, are held out" in found.notes[0]
     assert found.train.labels is None
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "30.png")
-    refused(tmp_path, "several sizes, such as 8x8 and 16x8; add --size 8 to have them")
+    refused(tmp_path, "several sizes, such as 8x8 and 16x8; train with --size 8 to have them")
 
 
 def test_labels_stay_with_their_images(tmp_path):
@@ -180,7 +180,7 @@ def test_28x28_is_padded(tmp_path, rng):
     np.testing.assert_array_equal(np.unique(rows, axis=0), np.unique(grey.reshape(30, -1), axis=0))
     for shape in ((30, 28, 32), (30, 32, 28)):
         np.savez(tmp_path / "a.npz", images=np.zeros(shape, np.uint8))
-        refused(tmp_path / "a.npz", f"{shape[1]}x{shape[2]} pixels", "8 must divide both; add --size 24")
+        refused(tmp_path / "a.npz", f"{shape[1]}x{shape[2]} pixels", "8 must divide both; train with --size 24")
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int16, np.uint32, np.int64])
@@ -235,7 +235,7 @@ def test_the_test_subset():
 
 
 @pytest.mark.parametrize("content, word", [
-    (np.zeros((20, 12, 8, 3), np.uint8), "8 must divide both; add --size 8 "),
+    (np.zeros((20, 12, 8, 3), np.uint8), "8 must divide both; train with --size 8 "),
     (np.zeros((20, 8, 8, 4), np.uint8), "(N, H, W, 3)"),
     (np.zeros((20, 8), np.uint8), "(N, H, W"),
     (np.zeros((0, 8, 8, 3), np.uint8), "no images"),

@@ -23,6 +23,7 @@ RUN = {  # a document's command: the same with small settings, on the copy's few
     "python run.py": "python run.py --steps 2",
     "python run.py --help": "python run.py --help",
     "python run.py COMMAND --help": "python run.py evaluate --help",
+    "python run.py reconstruct RUN PATH": "python run.py reconstruct first data/housenumbers.h5",
     "python run.py evaluate RUN":
         "python run.py evaluate first --images 4 --importance 2 --ais-images 2 --ais-chains 2 --ais-steps 2",
     "python benchmarks/housenumbers.py SVHN PAGE.png": "python benchmarks/housenumbers.py svhn page.png",

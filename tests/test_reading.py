@@ -69,7 +69,7 @@ def test_photos_of_any_size(tmp_path, rng, shapes, side):
     """The error names the very option that reads them: the largest centred crop, scaled."""
     for i, (height, width) in enumerate(shapes):
         save(tmp_path / f"{i:02}.png", im(rng, height, width))
-    refused(tmp_path, f"add --size {side} to have them cropped and scaled to {side}x{side}")
+    refused(tmp_path, f"train with --size {side} to have them cropped and scaled to {side}x{side}")
     images, names = everything(load(tmp_path, size=(side, side)))
     assert images.shape == (12, side, side, 3) and names == [f"{i:02}.png" for i in range(12)]
     with Image.open(tmp_path / "03.png") as image:
@@ -635,7 +635,7 @@ def test_photographs_are_trained_on_and_resumed(tmp_path, rng):
         save(tmp_path / "photos" / f"{i:02}.jpg", im(rng, 40 + i, 64 - i))
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     done = run("--data", "photos", "--skip-damaged", "--steps", 1, "--out", "run", cwd=tmp_path)
-    assert done.returncode == 2 and "add --size 40 to have them" in done.stderr
+    assert done.returncode == 2 and "train with --size 40 to have them" in done.stderr
     done = run("--data", "photos", "--size", 32, "--steps", 1, "--out", "run", cwd=tmp_path)
     assert done.returncode == 2 and "1 of 25 image files cannot be read: a.jpg (not an image)" in done.stderr
     done = run("--data", "photos", "--size", "32x16", "--skip-damaged", "--steps", 2, "--out", "run", cwd=tmp_path)

@@ -61,8 +61,13 @@ def load(source, folder, size=None, skip_damaged=False):
 
 
 def test_subset(images):
-    """Those that test losses are of: the first TEST_IMAGES of RandomState(0).permutation(N)."""
-    return images[np.random.RandomState(0).permutation(len(images))[:TEST_IMAGES]]
+    """Those that test losses are of, in the order of test_rows."""
+    return images[test_rows(len(images))]
+
+
+def test_rows(count):
+    """The first TEST_IMAGES of RandomState(0).permutation(count)."""
+    return np.random.RandomState(0).permutation(count)[:TEST_IMAGES]
 
 
 def unseen(images, train):
@@ -168,10 +173,4 @@ def _held_out(split):
     if count < 10:
         raise UserError(f"{split.path} holds {count} images; at least 10 are needed")
     order = np.random.RandomState(0).permutation(count)
-    return [_rows(split, order[count // 10 :]), _rows(split, order[: count // 10])]
-
-
-def _rows(split, rows):
-    labels = None if split.labels is None else split.labels[rows]
-    names = None if split.names is None else [split.names[row] for row in rows]
-    return Split(split.images[rows], labels, path=split.path, names=names)
+    return [split.take(order[count // 10 :]), split.take(order[: count // 10])]

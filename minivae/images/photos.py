@@ -46,7 +46,7 @@ def refuse_sizes(sizes):
     """UserError unless images of these sizes, (height, width), can be taken as they are."""
     (height, width), *others = sorted(sizes)
     side = max(8, min(LARGEST_SUGGESTION, height // 8 * 8, width // 8 * 8))
-    advice = f"add --size {side} to have them cropped and scaled to {side}x{side}"
+    advice = f"train with --size {side} to have them cropped and scaled to {side}x{side}"
     if others:
         raise UserError(f"images of several sizes, such as {height}x{width} and "
                         f"{others[0][0]}x{others[0][1]}; {advice}")

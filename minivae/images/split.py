@@ -33,6 +33,12 @@ class Split:
     names: list | None = None
     notes: list = field(default_factory=list)
 
+    def take(self, rows):
+        """A Split of these rows alone."""
+        labels = None if self.labels is None else self.labels[rows]
+        names = None if self.names is None else [self.names[row] for row in rows]
+        return Split(self.images[rows], labels, path=self.path, names=names)
+
 
 @contextlib.contextmanager
 def reading(path):
