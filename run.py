@@ -86,6 +86,9 @@ def parser(command):
     if command in OF_DATA:
         p.add_argument("--data", type=source, default=argparse.SUPPRESS,
                        help="where the run's images are now (default: where they were)")
+    if command == "encode":
+        p.add_argument("--out", type=path, metavar="FILE", default=argparse.SUPPRESS,
+                       help="file to write, .h5, .npz or .csv (default: codes.h5 in the run's directory)")
     if command == "interpolate":
         p.add_argument("--pairs", nargs="+", metavar="NAME", default=argparse.SUPPRESS,
                        help="names of images, the two of a pair after each other: of files, such as cats/07.png, or "
@@ -275,12 +278,8 @@ def open_model(args):
     """The run, its trained model, and after how many steps it was saved."""
     ops = operations(args)
     from minivae.training import checkpoint
-    from minivae.vae import VAE
 
-    run = Run.open(args.run)
-    vae = VAE(run.config.shape, run.config.latent, ops, kl=run.config.kl, sigma=run.config.sigma)
-    step = checkpoint.load_model(run / "checkpoint.h5", vae, run.config)
-    return run, vae, step
+    return checkpoint.open_model(args.run, ops)
 
 
 def sample(args):
@@ -327,6 +326,37 @@ def named_after(path, name):
     return name if path is None else f"{Path(name).stem}-{path.stem}{Path(name).suffix}"
 
 
+def traverse(args):
+    """Draw traverse.png: the latents one by one, each moved from -3 to 3."""
+    run, vae, _ = open_model(args)
+    from minivae.density.estimates import kl_per_latent
+    from minivae.trained import TrainedVAE
+    from minivae.training import figures
+
+    split, _ = images_of(run, args)
+    mean, var = TrainedVAE(vae).encode(split.images)
+    kl = kl_per_latent(mean, var).mean(0)
+    name = named_after(args.path, "traverse.png")
+    figures.draw_traversal(run / name, vae, mean[0] if args.path else 0 * mean[0], kl)
+    around = f"the code of {split.names[0]}" if args.path else "0, the mean of the prior"
+    print(f"around {around}; one latent a row, by its KL(q(z|x) || p(z)), nats, of {len(mean):,} images:",
+          *(f"z{latent} {kl[latent]:.2f}" for latent in kl.argsort()[::-1]))
+    print_pictures(run, name)
+
+
+def encode(args):
+    """Write codes.h5: the mean and the variance of q(z|x) of every image, with its name and label."""
+    run, vae, _ = open_model(args)
+    from minivae.images import codes
+    from minivae.trained import TrainedVAE
+
+    file = getattr(args, "out", run / named_after(args.path, "codes.h5"))
+    codes.refuse_file(file)
+    split, label_names = images_of(run, args)
+    codes.write(file, split, label_names, *TrainedVAE(vae).encode(split.images))
+    print(file)
+
+
 def evaluate(args):
     """Estimate ln p(x) of test images: density.json, density.png and the same on the screen."""
     from minivae.density import card
@@ -350,10 +380,11 @@ def print_pictures(run, *names):
     print(*(run / name for name in names), sep="\n")
 
 
-COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, evaluate, gradcheck)}
+COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, traverse, encode, evaluate,
+                                    gradcheck)}
 OF_A_RUN = COMMANDS.keys() - {"train", "gradcheck"}
 OF_DATA = OF_A_RUN - {"sample"}
-OF_IMAGES = {"reconstruct", "interpolate"}
+OF_IMAGES = {"reconstruct", "interpolate", "traverse", "encode"}
 
 
 def main(argv):

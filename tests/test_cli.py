@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from PIL import Image
 
 import run as command_line
 from minivae import __version__
+from minivae.density import estimates
 from minivae.images import housenumbers
+from minivae.ops import numpy_ops
+from minivae.training import checkpoint
 from minivae.training.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -168,6 +172,74 @@ def test_what_is_wrong_with_a_path_or_a_pair(folder, rng):
         (["reconstruct", "first", "nothing.zip"], "nothing.zip cannot be read (No such file or directory)"),
     ]:
         refused(*arguments, cwd=folder, says=says)
+
+
+def test_encode(folder, rng):
+    """Mean and variance as the model has them, with names and labels, in three formats."""
+    images = rng.integers(0, 256, (70, 16, 16, 3), np.uint8)
+    np.savez(folder / "own.npz", images=images, labels=np.array(["cat", "dog"])[np.arange(70) % 2])
+    _, vae, _ = checkpoint.open_model(folder / "first", numpy_ops)
+    model = estimates.Model(vae, 70)
+    mean, var = model.posterior(model.device(estimates.scaled(images)))
+    for name in ("codes.npz", "codes.csv", "codes.h5"):
+        done = run("encode", "first", "own.npz", "--out", name, cwd=folder)
+        assert (done.returncode, done.stdout) == (0, f"70 images of own.npz\n{name}\n"), done
+    with h5py.File(folder / "codes.h5") as f:
+        h5 = {name: (f[name].asstr() if f[name].dtype == object else f[name])[()] for name in f}
+    with np.load(folder / "codes.npz") as f:
+        npz = dict(f)
+    with open(folder / "codes.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    for found in (h5, npz):
+        assert found["name"].tolist() == [str(row) for row in range(70)]
+        assert found["label"].tolist() == ["cat", "dog"] * 35
+        assert found["mean"].dtype == found["var"].dtype == np.float32
+        np.testing.assert_allclose(found["mean"], mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["var"], var, rtol=1e-4)
+    assert list(rows[0]) == ["name", "label", *(f"{of}_{z}" for of in ("mean", "var") for z in range(10))]
+    for row, name, label, m, v in zip(rows, *(npz[key] for key in ("name", "label", "mean", "var")), strict=True):
+        assert (row["name"], row["label"]) == (name, label)
+        np.testing.assert_array_equal([np.float32(row[f"mean_{z}"]) for z in range(10)], m)
+        np.testing.assert_array_equal([np.float32(row[f"var_{z}"]) for z in range(10)], v)
+
+
+def test_encode_test_images(folder):
+    done = run("encode", "first", cwd=folder)
+    assert done.returncode == 0 and done.stdout.endswith("first/codes.h5\n"), done
+    with h5py.File(folder / "first" / "codes.h5") as f:
+        names = f["name"].asstr()[()].tolist()
+        assert sorted(f) == ["mean", "name", "var"]  # its images have no labels
+    assert names == [str(row) for row in np.random.RandomState(0).permutation(20)]
+    for out, says in [("codes.txt", "has the suffix '.txt'; codes are written to .h5, .npz, .csv files"),
+                      ("nowhere/codes.h5", "cannot write nowhere (No such file or directory)")]:
+        before = sorted(folder.rglob("*"))
+        assert refused("encode", "first", "--out", out, cwd=folder, says=says).stdout == ""
+        assert sorted(folder.rglob("*")) == before
+
+
+def test_names_that_are_no_text(folder, rng):
+    own = folder / "own"
+    own.mkdir()
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(own / "a.png")
+    (own / "a.png").rename(os.fsdecode(os.fsencode(own) + b"/caf\xe9.png"))
+    for name in ("codes.csv", "codes.h5", "codes.npz"):
+        assert run("encode", "first", "own", "--out", name, cwd=folder).returncode == 0
+    assert "caf\\udce9.png," in (folder / "codes.csv").read_text()
+
+
+def test_traverse(folder, rng):
+    done = run("traverse", "first", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "around 0, the mean of the prior; one latent a row, by its KL" in done.stdout
+    assert " of 20 images: z" in done.stdout
+    kl = [float(text) for text in re.findall(r"z\d ([\d.]+)", done.stdout)]
+    assert len(kl) == 10 and kl == sorted(kl, reverse=True)
+    assert png(folder / "first" / "traverse.png")[0] > 0
+    save(folder / "own" / "a.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
+    done = run("traverse", "first", "own", cwd=folder)
+    assert "around the code of a.png; one latent a row" in done.stdout
+    assert done.stdout.endswith("first/traverse-own.png\n")
+    assert (folder / "first" / "traverse-own.png").read_bytes() != (folder / "first" / "traverse.png").read_bytes()
 
 
 def test_evaluate(folder):

@@ -26,8 +26,8 @@ def images():
 
 
 @pytest.fixture
-def curves(tmp_path, monkeypatch):
-    """curves(rows): the axes of losses.png, as they are when it is written."""
+def axes(monkeypatch):
+    """The axes of a matplotlib picture, as they are when it is written."""
     axes = []
 
     class Watched(figures.Figure):
@@ -35,12 +35,19 @@ def curves(tmp_path, monkeypatch):
             axes.extend(self.axes)
             super().savefig(*arguments, **options)
 
+    monkeypatch.setattr(figures, "Figure", Watched)
+    return axes
+
+
+@pytest.fixture
+def curves(tmp_path, axes):
+    """curves(rows): the axes of losses.png."""
+
     def curves(rows):
         axes.clear()
         figures.draw_losses(tmp_path / "losses.png", rows)
         return axes
 
-    monkeypatch.setattr(figures, "Figure", Watched)
     return curves
 
 
@@ -115,6 +122,29 @@ def test_samples_are_those_of_the_prior(vae, tmp_path, monkeypatch):
     for image, z in zip(found[:23], np.random.RandomState(5).randn(23, 4), strict=True):
         assert_same(image, pixels(vae, z))
     assert (found[23:] == 255).all()
+
+
+@pytest.mark.parametrize("latents", [30, 2])
+def test_a_traversal_moves_one_latent_a_row(vae, axes, tmp_path, monkeypatch, latents):
+    monkeypatch.setattr(figures, "TRAVERSED", latents)
+    code = np.array([0.5, -1, 2, 0])
+    figures.draw_traversal(tmp_path / "traverse.png", vae, code, np.array([0.1, 3, 0, 2]), columns=5)
+    axis, = axes
+    order = [1, 3, 0, 2][:latents]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["-3", "-1.5", "0", "1.5", "3"]
+    labels = [text.get_text() for text in axis.get_yticklabels()]
+    assert labels == ["z1, KL 3.00", "z3, KL 2.00", "z0, KL 0.10", "z2, KL 0.00"][:latents]
+    picture = axis.images[0].get_array()
+    height, width = SHAPE[0] + 2, SHAPE[1] + 2
+    assert picture.shape == (len(order) * height, 5 * width, 3)
+    for row, latent in enumerate(order):
+        for column, value in enumerate((-3, -1.5, 0, 1.5, 3)):
+            z = code.copy()
+            z[latent] = value
+            cell = picture[row * height :, column * width :][1 : height - 1, 1 : width - 1]
+            assert_same(cell, pixels(vae, z))
+    with Image.open(tmp_path / "traverse.png") as written:
+        assert written.width > 5 * 2 * width
 
 
 @pytest.mark.parametrize("channels", [1, 3])

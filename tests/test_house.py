@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "minivae").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
 ORDER = ["errors", "files", "ops", "parameters", "adam", "layers", "gaussian", "sigmas", "vae", "gradcheck", "checks",
-         "exercises", "images", "training", "density"]  # each may import itself and what stands before it
+         "exercises", "images", "training", "density", "trained",
+         "__init__"]  # each may import itself and what stands before it
 
 
 def place(module):

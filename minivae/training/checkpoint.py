@@ -21,7 +21,9 @@ import numpy as np
 import minivae
 from minivae.errors import UserError, run_command
 from minivae.files import cannot_read, go_on_without, replacing
+from minivae.training.runs import Run
 from minivae.training.settings import Config
+from minivae.vae import VAE
 
 SEAL = 512  # bytes of the HDF5 user block
 PREVIOUS = "checkpoint-previous.h5"
@@ -87,6 +89,14 @@ def _read(path):
     """The file's bytes, or None if they are not those that were written. OSError if it cannot be read."""
     content = memoryview(path.read_bytes())
     return content if content[:SEAL] == _seal(content) else None
+
+
+def open_model(folder, ops):
+    """The run in `folder`, its trained model, and after how many steps it was saved. UserError if there is none."""
+    run = Run.open(folder)
+    config = run.config
+    vae = VAE(config.shape, config.latent, ops, kl=config.kl, sigma=config.sigma)
+    return run, vae, load_model(run / "checkpoint.h5", vae, config)
 
 
 def load_model(path, vae, config):

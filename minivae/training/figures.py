@@ -1,4 +1,4 @@
-"""Pictures of a run: losses, samples, reconstructions, interpolations."""
+"""Pictures of a run: losses, samples, reconstructions, interpolations, latents one by one."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,6 +8,8 @@ from minivae.files import replacing
 from minivae.ops import HALF_RANGE
 
 GRID_COLUMNS = 20
+FARTHEST = 3  # standard deviations of the prior, between which all but 0.3 % of it lies
+TRAVERSED = 30  # latents in a picture
 
 
 def draw_all(run, vae, test_images):
@@ -76,6 +78,33 @@ def draw_interpolation(path, vae, images, count=10, columns=12):
     save_grid(path, rows.reshape(-1, *vae.shape), columns)
 
 
+def draw_traversal(path, vae, code, kl, columns=13):
+    """x_hat of `code` (Z,) with one latent a row set to values from -FARTHEST to FARTHEST, the others as they are.
+
+    kl (Z,), nats: the latent of the largest has the first row. At most TRAVERSED latents are drawn.
+    """
+    latents = np.argsort(-kl, kind="stable")[:TRAVERSED]
+    values = np.linspace(-FARTHEST, FARTHEST, columns)
+    z = np.tile(code, (len(latents), columns, 1))
+    for row, latent in enumerate(latents):
+        z[row, :, latent] = values
+    grid = to_grid(decode(vae, z.reshape(-1, vae.latent)), columns)
+    height, width = (side + 2 for side in vae.shape[:2])
+    inch = max(0.02, 0.5 / width)  # of a pixel: room for the values above the columns
+    size = 1.5 + columns * width * inch, 0.8 + len(latents) * height * inch
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(grid, "gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.set_xticks((np.arange(columns) + 0.5) * width, [f"{value:g}" for value in values])
+    axis.set_yticks((np.arange(len(latents)) + 0.5) * height, [f"z{latent}, KL {kl[latent]:.2f}" for latent in latents])
+    axis.set_xlabel("value of the latent; KL(q(z|x) || p(z)) in nats")
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=100, format="png")
+
+
 def to_model(vae, images):
     """uint8 images as the model takes them: [-1, 1] in its dtype, on its device."""
     return vae.ops.xp.asarray((images / HALF_RANGE - 1).astype(vae.dtype))
@@ -90,15 +119,25 @@ def decode(vae, z):
     return images
 
 
+def to_uint8(images):
+    """Images in [-1, 1], or a little outside, as grey levels."""
+    return np.rint((np.clip(images, -1, 1) + 1) * HALF_RANGE).astype(np.uint8)
+
+
 def save_grid(path, images, columns, scale=2):
-    """Write images (N, H, W, C) in [-1, 1] as a PNG, row by row, pixels scale x scale, a thin white line between."""
-    n, height, width, channels = images.shape
-    rows = -(-n // columns)
-    grid = np.full((rows * columns, height + 2, width + 2, channels), 255, np.uint8)
-    grid[:n, 1:-1, 1:-1] = np.rint((np.clip(images, -1, 1) + 1) * HALF_RANGE)
-    grid = grid.reshape(rows, columns, height + 2, width + 2, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * (height + 2), columns * (width + 2), channels)
-    picture = Image.fromarray(grid[..., 0] if channels == 1 else grid)
+    """Write images (N, H, W, C) in [-1, 1] as a PNG, row by row, pixels scale x scale."""
+    picture = Image.fromarray(to_grid(images, columns))
     picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
     with replacing(path) as beside:
         picture.save(beside, format="png")
+
+
+def to_grid(images, columns):
+    """Images (N, H, W, C) in [-1, 1] as one uint8 picture, row by row, a thin white line around each."""
+    n, height, width, channels = images.shape
+    rows = -(-n // columns)
+    grid = np.full((rows * columns, height + 2, width + 2, channels), 255, np.uint8)
+    grid[:n, 1:-1, 1:-1] = to_uint8(images)
+    grid = grid.reshape(rows, columns, height + 2, width + 2, channels).swapaxes(1, 2)
+    grid = grid.reshape(rows * (height + 2), columns * (width + 2), channels)
+    return grid[..., 0] if channels == 1 else grid
