@@ -111,5 +111,5 @@ class Likelihood(Layer):
         eps = self.ops.xp.asarray(noise.normal(x_hat.shape), a.dtype)
         return x_hat + self.var(a) ** 0.5 * eps
 
-    def start(self, images):
-        """What a fitted sigma takes from training images (N, H, W, C) uint8 before the first step: nothing here."""
+    def start(self, images, generator):
+        """Begin a run from training images (N, H, W, C) uint8, as fitted sigmas do: nothing here."""

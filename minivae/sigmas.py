@@ -24,7 +24,7 @@ class Learned(Likelihood):
         self.ops.log_sigma_dx(rec, self.log_sigma.value, size, 1 / len(a), self.log_sigma.grad)
         return rec
 
-    def start(self, images):
+    def start(self, images, generator):
         """sigma = the root mean square of images about their own means."""
         self.log_sigma.value[...] = math.log(images.std((1, 2, 3)).mean() / HALF_RANGE)
 

@@ -119,8 +119,8 @@ class Spectrum(Likelihood):
         t = noise.normal(log_scale.shape) * np.sqrt(NU / chi_square)
         return self.x_hat + self.inverse(xp.asarray(t, a.dtype) * xp.exp(log_scale + self.spectrum.value))
 
-    def start(self, images):
-        """b is that of a Student-t fitted to images about their mean colour, and x_hat is that colour; s is zero."""
+    def start(self, images, generator):
+        """x_hat is the images' mean colour, s is zero, and b that of a Student-t fitted to the images about x_hat."""
         x = images / HALF_RANGE - 1
         colour = x.mean((0, 1, 2))
         squares = (dctn(x - colour, axes=(1, 2), norm="ortho") @ COLOURS[x.shape[3]].T).reshape(len(x), -1) ** 2
@@ -133,6 +133,7 @@ class Spectrum(Likelihood):
         self.spectrum.value[...] = asarray(np.log(var) / 2, self.spectrum.value.dtype)
         self.b.value[...] = asarray(np.arctanh(colour), self.b.value.dtype)
         self.scales.w.value[...] = 0
+        generator.tconv3.w.value[...] = 0
 
 
 def bands(shape):

@@ -104,6 +104,10 @@ class VAE:
         self.ops = ops
         self.dtype = np.dtype(dtype)
 
+    def start(self, images):
+        """Begin a run: a fitted sigma takes its first value from training images (N, H, W, C) uint8."""
+        self.likelihood.start(images, self.generator)
+
     def forward(self, x, eps, train=True):
         """rec, kl (N,) in nats per image, for x (N, H, W, C) and eps (N, Z); the loss L is the mean of their sum.
 

@@ -25,7 +25,7 @@ class Trainer:
         self.dtype = dtype
         self.widths = widths
         self.vae = self.build(ops)
-        self.vae.likelihood.start(images[:: -(-len(images) // START_IMAGES)])
+        self.vae.start(images[:: -(-len(images) // START_IMAGES)])
         self.adam = Adam(self.vae.params, config.lr)
         self.rate = config.lr  # adam.lr, on the host
         self.batches = Batches(images, config, ops)
