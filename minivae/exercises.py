@@ -10,7 +10,8 @@ from minivae import checks
 from minivae.errors import UserError
 from minivae.ops import plain
 
-NO_GRADIENT = {"adam", "adam_rate", "gather", "moving_average", "normal", "record"}  # no gradient passes through these
+# no gradient passes through these
+NO_GRADIENT = {"adam", "adam_rate", "dequantize", "gather", "moving_average", "normal", "record"}
 OPERATIONS = [name for name, f in vars(plain).items()
               if inspect.isfunction(f) and f.__module__.startswith(plain.__name__)  # plain_sigmas' too
               and not name.startswith("_") and name not in NO_GRADIENT]

@@ -60,18 +60,19 @@ class Likelihood(Layer):
     da = (x_hat - x)(1 - x_hat^2) / (sigma^2 N)      db = sum da
 
     a (N, H, W, C) from the generator, b (C,), rec (N,) nats per image. rec and da need the same x_hat and x, so one
-    pass over the image finds both and db, and backward has only to hand da over.
+    pass over the image finds both and db, and backward has only to hand da over. z (N, Z) counts beside a in one of
+    the fitted ones alone.
     """
 
     heads = 1  # of the generator, with C channels each
 
-    def __init__(self, params, shape, sigma):
+    def __init__(self, params, shape, latent, sigma):
         super().__init__(params)
         self.b = params.constant("gen/tconv3/b", (self.heads * shape[2],), 0)
         self.log_sigma = Parameter("gen/log_sigma", (1,), None)
         self.log_sigma.value = self.ops.xp.full(1, math.log(float(sigma)), params.dtype)
 
-    def forward(self, a, x, train):
+    def forward(self, a, x, z, train):
         return self.gaussian(a, x, self.log_sigma.value)
 
     def gaussian(self, a, x, log_sigma):
@@ -84,8 +85,11 @@ class Likelihood(Layer):
         self.ops.tanh_gaussian(a, self.b.value, x, log_sigma, 1 / len(a), self.x_hat, rec, self.da, self.b.grad)
         return rec
 
-    def backward(self):
+    def backward(self, want_dw=True):
         return self.da
+
+    def add_dz(self, dz):
+        """Add to dz = dL/dz what comes from z beside a, after backward: nothing here."""
 
     def dx(self):
         """dL/dx (N, H, W, C), x being what p(x|z) shall explain: (x - x_hat) / (sigma^2 N)."""
@@ -101,8 +105,11 @@ class Likelihood(Layer):
         """sigma^2 in test mode (1,)."""
         return self.ops.xp.exp(2 * self.log_sigma.value)
 
-    def draw(self, a, noise):
+    def draw(self, a, z, noise):
         """Images (N, H, W, C) drawn from p(x|z) in test mode; noise.normal(shape) gives standard normals."""
         x_hat = self.mean(a)
         eps = self.ops.xp.asarray(noise.normal(x_hat.shape), a.dtype)
         return x_hat + self.var(a) ** 0.5 * eps
+
+    def start(self, images, generator):
+        """Begin a run from training images (N, H, W, C) uint8, as fitted sigmas do: nothing here."""

@@ -7,21 +7,26 @@ import math
 
 from minivae.gaussian import Likelihood
 from minivae.layers import DECAY
-from minivae.ops import SIGMA_FLOOR
+from minivae.ops import HALF_RANGE, SIGMA_FLOOR
+from minivae.spectrum import Spectrum
 
 
 class Learned(Likelihood):
     """sigma = exp(log_sigma), one parameter:  dlog_sigma = sum_n (D - ||x - x_hat||^2 / sigma^2) / N"""
 
-    def __init__(self, params, shape, sigma):
-        super().__init__(params, shape, 1)
+    def __init__(self, params, shape, latent, sigma):
+        super().__init__(params, shape, latent, 1)
         self.log_sigma = params.constant("gen/log_sigma", (1,), 0)
 
-    def forward(self, a, x, train):
-        rec = super().forward(a, x, train)
+    def forward(self, a, x, z, train):
+        rec = super().forward(a, x, z, train)
         size = math.prod(x.shape[1:])
         self.ops.log_sigma_dx(rec, self.log_sigma.value, size, 1 / len(a), self.log_sigma.grad)
         return rec
+
+    def start(self, images, generator):
+        """sigma = the root mean square of images about their own means."""
+        self.log_sigma.value[...] = math.log(images.std((1, 2, 3)).mean() / HALF_RANGE)
 
 
 class Optimal(Likelihood):
@@ -32,14 +37,14 @@ class Optimal(Likelihood):
     Source: Rybkin, Daniilidis, Levine, sigma-VAE, arXiv 2006.13202.
     """
 
-    def __init__(self, params, shape, sigma):
-        super().__init__(params, shape, 1)
+    def __init__(self, params, shape, latent, sigma):
+        super().__init__(params, shape, latent, 1)
         self.one = self.log_sigma.value
         self.log_sigma = params.moving("gen/log_sigma", (1,), 0)
 
-    def forward(self, a, x, train):
+    def forward(self, a, x, z, train):
         if not train:
-            return super().forward(a, x, train)
+            return super().forward(a, x, z, train)
         fitted = self.like("fitted", (1,), a)
         rec = self.gaussian(a, x, self.one)
         self.ops.fit_sigma(rec, math.prod(x.shape[1:]), fitted)
@@ -52,11 +57,11 @@ class Pixel(Likelihood):
 
     heads = 2
 
-    def __init__(self, params, shape, sigma):
-        super().__init__(params, shape, 1)
+    def __init__(self, params, shape, latent, sigma):
+        super().__init__(params, shape, latent, 1)
         self.channels = shape[2]
 
-    def forward(self, a, x, train):
+    def forward(self, a, x, z, train):
         self.a = a
         self.x = x
         self.x_hat = self.like("x_hat", x.shape, a)
@@ -80,4 +85,4 @@ class Pixel(Likelihood):
         return self.ops.xp.logaddexp(t, 0) + SIGMA_FLOOR**2
 
 
-FITTED_SIGMAS = {"optimal": Optimal, "learned": Learned, "pixel": Pixel}
+FITTED_SIGMAS = {"optimal": Optimal, "learned": Learned, "pixel": Pixel, "spectrum": Spectrum}

@@ -95,13 +95,18 @@ class VAE:
         kind = FITTED_SIGMAS.get(sigma, Likelihood)
         self.generator = Generator(self.params, shape, latent, widths, kind.heads)
         self.posterior = Posterior(self.params, analytic=kl == "analytic")
-        self.likelihood = kind(self.params, shape, sigma)
+        self.likelihood = kind(self.params, shape, latent, sigma)
         self.params.allocate()
         self.shape = tuple(shape)
         self.latent = latent
         self.sigma = sigma
+        self.dequantized = sigma in FITTED_SIGMAS  # what it trains on
         self.ops = ops
         self.dtype = np.dtype(dtype)
+
+    def start(self, images):
+        """Begin a run: a fitted sigma takes its first value from training images (N, H, W, C) uint8."""
+        self.likelihood.start(images, self.generator)
 
     def forward(self, x, eps, train=True):
         """rec, kl (N,) in nats per image, for x (N, H, W, C) and eps (N, Z); the loss L is the mean of their sum.
@@ -115,7 +120,7 @@ class VAE:
     def rec(self, z, x, train=True):
         """-ln p(x|z) - (D/2) ln 2 pi (N,) in nats per image, for z (N, Z) and x (N, H, W, C)."""
         a = self.generator.forward(z, train)
-        return self.likelihood.forward(a, x, train)
+        return self.likelihood.forward(a, x, z, train)
 
     def backward(self, want_dx=False, ready=None):
         """Find dL/d of every parameter for the last forward, and return dL/dx if asked.
@@ -132,7 +137,9 @@ class VAE:
 
     def rec_dz(self, want_dw=True, ready=None):
         """d(mean rec)/dz (N, Z) of the last rec. want_dw=False finds it alone, as sampling from p(z|x) wants it."""
-        dz = self.generator.backward(self.likelihood.backward(), want_dw)
+        da = self.likelihood.backward(want_dw)
+        dz = self.generator.backward(da, want_dw)
+        self.likelihood.add_dz(dz)
         if ready:
             ready(self.generator.dense.affine.w)
         return dz
@@ -152,4 +159,4 @@ class VAE:
 
         noise.normal(shape) and noise.uniform(shape) give random numbers, float64 on the host.
         """
-        return self.likelihood.draw(self.generator.forward(z, train=False), noise)
+        return self.likelihood.draw(self.generator.forward(z, train=False), z, noise)

@@ -116,6 +116,17 @@ def test_tanh_gaussian(rng, both, sigma):
     assert pieces > 1
 
 
+@pytest.mark.parametrize("n, size", [(31, 50), (2, 7)])
+def test_spectrum(rng, both, n, size):
+    f, log_scale, b = *rng.standard_normal((2, n, size)), rng.standard_normal(size)
+    outputs = [(n,), f.shape, f.shape, (size,)]
+    pieces = [both(lambda ops, *out: ops.student(f, log_scale, b, 8, 0.1, *out), outputs)]
+    pieces.append(both(lambda ops, da, db: ops.bias_tanh_dx(f, np.tanh(log_scale), da, db), [f.shape, (size,)]))
+    x, r = rng.standard_normal((n, 4, size)), rng.standard_normal((4, 4))
+    pieces.append(both(lambda ops, y: ops.mix_rows(r, x, y), [x.shape]))
+    assert min(pieces) > 1 or n == 2
+
+
 def test_adam(rng, both):
     values, grads, m = rng.standard_normal((3, 1003))
     v = rng.uniform(0, 1, 1003)

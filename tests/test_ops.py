@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from scipy import stats
 
 from minivae.ops import threads
 from minivae.ops.geometry import Geometry
@@ -206,6 +207,66 @@ def test_gather(ops, rng, dtype):
     ops.gather(images, index, np.array([5]), x)  # 5 mod 2 = 1
     np.testing.assert_allclose(x, images[[3, 19, 0]] / 255 * 2 - 1, atol=1e-7)
     assert x[0].flat[0] == -1 and x[0].flat[1] == 1
+
+
+def test_dequantized_pixels_are_uniform_over_their_grey_level(ops):
+    """What (seed, stream, t) say, and nothing else, decides the noise."""
+    level = np.full((40, 10, 10, 3), 3 / 127.5 - 1)
+    drawn = []
+    for seed, stream, t in ((0, 5, 7), (0, 5, 7), (1, 5, 7), (0, 6, 7), (0, 5, 8)):
+        drawn.append(level.copy())
+        ops.dequantize(seed, stream, np.array([t]), drawn[-1])
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert all(np.isclose(drawn[0], other).mean() < 0.01 for other in drawn[2:])
+    levels = (drawn[0] + 1) * 127.5
+    assert stats.kstest(levels.ravel(), stats.uniform(2.5, 1).cdf).pvalue > 1e-3
+    single = level.astype(np.float32)
+    ops.dequantize(0, 5, np.array([7]), single)
+    np.testing.assert_allclose(single, drawn[0], atol=2e-7)
+
+
+@pytest.mark.parametrize("n, size", [(3, 12), (20, 300)])
+def test_student_gradients(ops, rng, check, n, size):
+    f, log_scale = rng.standard_normal((2, n, size))
+    b, rec = rng.standard_normal(size), empty(n)
+    df, dlog_scale, db = empty(f.shape), empty(f.shape), empty(size)
+
+    def loss():
+        ops.student(f, log_scale, b, 8, 0.3, rec, df, dlog_scale, db)
+        return 0.3 * rec.sum()
+
+    loss()
+    check(loss, {"f": (f, df.copy()), "log_scale": (log_scale, dlog_scale.copy()), "b": (b, db.copy())})
+
+
+def test_a_student_of_many_degrees_is_a_gaussian(ops, rng):
+    f, log_scale = rng.standard_normal((2, 4, 30))
+    b, rec = rng.standard_normal(30), empty(4)
+    ops.student(f, log_scale, b, 1e8, 1, rec, empty(f.shape), empty(f.shape), empty(30))
+    expected = -stats.norm.logpdf(f, 0, np.exp(log_scale + b)).sum(1) - 15 * np.log(2 * np.pi)
+    np.testing.assert_allclose(rec, expected, rtol=1e-4)
+
+
+def test_tanh_and_its_gradient(ops, rng, check):
+    a, b, dy = rng.standard_normal((4, 3, 5)), rng.standard_normal(5), rng.standard_normal((4, 3, 5))
+    y, da, db = empty(a.shape), empty(a.shape), empty(5)
+
+    def f():
+        ops.bias_tanh(a, b, y)
+        return np.vdot(y, dy)
+
+    f()
+    ops.bias_tanh_dx(dy, y, da, db)
+    check(f, {"a": (a, da), "b": (b, db)})
+
+
+def test_mixed_rows_and_a_difference(ops, rng):
+    r, x, y = rng.standard_normal((6, 6)), rng.standard_normal((20, 6, 9)), empty((20, 6, 9))
+    ops.mix_rows(r, x, y)
+    np.testing.assert_allclose(y, np.einsum("hi,nik->nhk", r, x), rtol=1e-12, atol=1e-12)
+    error = empty(x.shape)
+    ops.subtract(x, y, error)
+    np.testing.assert_array_equal(error, x - y)
 
 
 def test_record(ops):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from minivae.images import data
 from minivae.images.data import Dataset, Split
 from minivae.ops import philox
+from minivae.sigmas import FITTED_SIGMAS
 from minivae.training import checkpoint, loop
 from minivae.training.evaluation import Evaluation
 from minivae.training.runs import Run
@@ -75,6 +77,39 @@ def test_batches_are_drawn_without_replacement_and_anew(ops):
     for _ in range(4):
         t.step()
     assert not (t.batches.index == first).any(1).all()
+
+
+@pytest.mark.parametrize("sigma", [1.0, *FITTED_SIGMAS])
+def test_fitted_sigmas_train_on_dequantized_pixels(ops, sigma):
+    """The noise is new at each step, and uniform; a fixed sigma trains on grey levels."""
+    t = trainer(ops, sigma=sigma)
+    found = []
+    for _ in range(2):
+        t.step()
+        levels = (t.x + 1) * 127.5
+        found.append(levels - np.round(levels))
+    if sigma == 1:
+        np.testing.assert_allclose(found, 0, atol=1e-12)
+    else:
+        assert np.isclose(*found).mean() < 0.01
+        assert stats.kstest(np.ravel(found), stats.uniform(-0.5, 1).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("sigma", FITTED_SIGMAS)
+def test_a_fitted_sigmas_test_loss_is_of_dequantized_pixels(ops, sigma):
+    t = trainer(ops, sigma=sigma)
+    x = TEST / 127.5 - 1
+    noise = philox.uniforms(3, philox.STREAMS["test pixels"], 0, x.size).reshape(x.shape)
+    eps = philox.normals(3, philox.STREAMS["test"], 0, 4 * len(x)).reshape(-1, 4)
+    losses = t.vae.forward(x + (noise - 0.5) / 127.5, eps, train=False)
+    expected = np.mean(losses, 1)
+    np.testing.assert_allclose(Evaluation(t.vae, TEST, 3).losses(), expected, rtol=1e-12)
+
+
+def test_a_learned_sigma_starts_near_the_images_spread(ops):
+    images = np.clip(np.random.RandomState(0).normal(128, 20, (50, 8, 8, 3)), 0, 255).astype(np.uint8)
+    t = trainer(ops, images=images, sigma="learned")
+    assert np.exp(t.vae.likelihood.log_sigma.value[0]) == pytest.approx(20 / 127.5, rel=0.05)
 
 
 @pytest.mark.parametrize("kl", ["sample", "analytic"])

@@ -192,7 +192,7 @@ def test_elements_name_the_worst_first(rng):
 class Bernoulli(Likelihood):
     """p(x|z) = Bernoulli(sigmoid(a + b)) of x in [-1, 1] read as (x + 1) / 2, as a reader might put it in."""
 
-    def forward(self, a, x, train):
+    def forward(self, a, x, z, train):
         logits = a + self.b.value
         target = (x + 1) / 2
         self.da = (1 / (1 + np.exp(-logits)) - target) / len(a)

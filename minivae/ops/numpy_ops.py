@@ -4,6 +4,8 @@ Convolutions (numpy_conv, and numpy_toom_cook for many channels) and batch norm 
 Where the definition is fast enough, it is used as it is.
 """
 
+import math
+
 import numpy as np
 
 from minivae.ops import numpy_conv, numpy_toom_cook
@@ -20,7 +22,13 @@ from minivae.ops.plain import (  # noqa: F401
     normal,
     record,
 )
-from minivae.ops.plain_sigmas import fit_sigma, log_sigma_dx, tanh_gaussian_pixel  # noqa: F401
+from minivae.ops.plain_sigmas import (  # noqa: F401
+    dequantize,
+    fit_sigma,
+    log_sigma_dx,
+    subtract,
+    tanh_gaussian_pixel,
+)
 from minivae.ops.threads import parallel, scratch, split
 
 xp = np
@@ -101,6 +109,45 @@ def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
     rec *= 0.5 * precision
     rec += x[0].size * log_sigma[0]
     db[...] = channel_sum(da)
+
+
+def bias_tanh_dx(dy, y, da, db):
+    def work(rows):
+        slope = np.square(y[rows], out=scratch("slope", y[rows].shape, y.dtype))
+        np.subtract(1, slope, out=slope)
+        np.multiply(dy[rows], slope, out=da[rows])
+
+    parallel(work, split(len(y), GAUSSIAN_IMAGES))
+    db[...] = channel_sum(da)
+
+
+def mix_rows(r, x, y):
+    def work(images):
+        np.matmul(r, x[images], out=y[images])
+
+    parallel(work, split(len(x), GAUSSIAN_IMAGES))
+
+
+def student(f, log_scale, b, nu, scale, rec, df, dlog_scale, db):
+    size = f.shape[1]
+    constant = math.lgamma(nu / 2) - math.lgamma((nu + size) / 2) + size / 2 * math.log(nu / 2)
+
+    def work(images):
+        precision = np.add(log_scale[images], b, out=scratch("precision", f[images].shape, f.dtype))
+        rec[images] = precision.sum(1) + constant
+        precision *= -2
+        np.exp(precision, out=precision)
+        np.multiply(f[images], precision, out=df[images])
+        ratio = np.multiply(f[images], df[images], out=dlog_scale[images])
+        d = ratio.sum(1)
+        rec[images] += (nu + size) / 2 * np.log1p(d / nu)
+        weight = (scale * (nu + size) / (nu + d))[:, None]
+        df[images] *= weight
+        ratio *= weight
+        np.subtract(scale, ratio, out=ratio)
+
+    parallel(work, split(len(f), GAUSSIAN_IMAGES))
+    db[...] = channel_sum(dlog_scale)
 
 
 def adam(values, grads, m, v, rate, beta1, beta2, eps):

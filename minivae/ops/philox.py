@@ -8,7 +8,7 @@ on a CPU, on a GPU and after a resume. Source: Salmon, Moraes, Dror, Shaw, "Para
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-STREAMS = {"init": 0, "train": 1, "test": 2, "batch": 3, "density": 4}
+STREAMS = {"init": 0, "train": 1, "test": 2, "batch": 3, "density": 4, "train pixels": 5, "test pixels": 6}
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 

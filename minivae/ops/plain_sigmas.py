@@ -1,12 +1,14 @@
 """The definition of the operations that a fitted sigma needs beside the reference's: the second half of plain.py.
 
-rec (N,) = -ln p(x|z) - (D/2) ln 2 pi, nats per image. Each operation is written without the others, and each forward
-finds the gradient of scale sum_n rec_n as well. docs/gradients.md derives them.
+rec (N,) = -ln p(x|z) - (D/2) ln 2 pi, nats per image. Each operation is written without the others, and those that
+find rec find the gradient of scale sum_n rec_n as well. docs/gradients.md derives them.
 """
+
+import math
 
 import numpy as np
 
-from minivae.ops import SIGMA_FLOOR
+from minivae.ops import HALF_RANGE, SIGMA_FLOOR, philox
 
 
 def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
@@ -31,3 +33,42 @@ def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
     da[..., :c] = error * (1 - x_hat**2) / var * scale
     da[..., c:] = (1 - ratio) / (2 * var) * np.exp(-np.logaddexp(0, -t)) * scale
     db[...] = da.sum((0, 1, 2))
+
+
+# A spectrum that follows z: Student-t noise on the coefficients f = F (x_hat - x) of an orthonormal transform F.
+def subtract(x_hat, x, error):
+    error[...] = x_hat - x
+
+
+def bias_tanh_dx(dy, y, da, db):
+    """For y = tanh(a + b): dy, y, da (..., C)   db (C,)."""
+    da[...] = dy * (1 - y**2)
+    db[...] = da.reshape(-1, len(db)).sum(0)
+
+
+def mix_rows(r, x, y):
+    """y (N, H, K) = r (H, H) x[n] (H, K) for each image; its adjoint is itself with r^T."""
+    y[...] = r @ x
+
+
+def student(f, log_scale, b, nu, scale, rec, df, dlog_scale, db):
+    """f, log_scale, df, dlog_scale (N, D)   b, db (D,)   rec = (nu + D)/2 ln(1 + d/nu) + sum (log_scale + b) + constant
+
+    d = sum f^2 / e^(2 (log_scale + b)); the constant is what is left of ln p(f) less (D/2) ln 2 pi.
+    """
+    size = f.shape[1]
+    precision = np.exp(-2 * (log_scale + b))
+    ratio = f**2 * precision
+    d = ratio.sum(1)
+    constant = math.lgamma(nu / 2) - math.lgamma((nu + size) / 2) + size / 2 * math.log(nu / 2)
+    rec[...] = (nu + size) / 2 * np.log1p(d / nu) + (log_scale + b).sum(1) + constant
+    weight = ((nu + size) / (nu + d))[:, None]
+    df[...] = scale * weight * f * precision
+    dlog_scale[...] = scale * (1 - weight * ratio)
+    db[...] = dlog_scale.sum(0)
+
+
+def dequantize(seed, stream, t, x):
+    """Add to x, in [-1, 1] from grey levels, uniform noise of one level's width: that of (seed, stream) at step t."""
+    noise = philox.uniforms(seed, stream, t[0], x.size).reshape(x.shape) - 0.5
+    x += noise / HALF_RANGE

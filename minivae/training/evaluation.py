@@ -28,6 +28,8 @@ class Evaluation:
             t = ops.xp.zeros(1, np.int64)
             ops.gather(self.device_images, ops.xp.asarray(rows), t, x)
             ops.normal(self.seed, STREAMS["test"], t + batch, eps)
+            if vae.dequantized:
+                ops.dequantize(self.seed, STREAMS["test pixels"], t + batch, x)
             losses = vae.forward(x, eps, train=False)
             total += [ops.to_host(loss).sum(dtype=np.float64) for loss in losses]
         return total / n

@@ -9,6 +9,8 @@ from minivae.ops.philox import STREAMS
 from minivae.training.batches import Batches
 from minivae.vae import VAE, Widths
 
+START_IMAGES = 2000  # at most, from which a fitted sigma starts
+
 
 class Trainer:
     """The model, its optimizer and its batches; step() trains on one batch.
@@ -23,6 +25,7 @@ class Trainer:
         self.dtype = dtype
         self.widths = widths
         self.vae = self.build(ops)
+        self.vae.start(images[:: -(-len(images) // START_IMAGES)])
         self.adam = Adam(self.vae.params, config.lr)
         self.rate = config.lr  # adam.lr, on the host
         self.batches = Batches(images, config, ops)
@@ -58,6 +61,8 @@ class Trainer:
         with self.ops.branch("noise"):
             self.ops.normal(self.config.seed, STREAMS["train"], self.adam.t, self.eps)
         self.batches.gather(self.adam.t, self.x)
+        if self.vae.dequantized:
+            self.ops.dequantize(self.config.seed, STREAMS["train pixels"], self.adam.t, self.x)
         self.ops.join("noise")
 
     def device_step(self):
