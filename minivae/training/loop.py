@@ -95,6 +95,7 @@ class Loop:
         self.start = time.perf_counter() - seconds
         self.bar = bar
         self.saved = None  # the step of the last checkpoint that this process wrote
+        self.aside = 0.0  # seconds for what is not training
 
     def seconds(self):
         """How long the run has been trained, in this process and before."""
@@ -126,7 +127,15 @@ class Loop:
         self.draw()
 
     def draw(self):
-        figures.draw_all(self.run, self.trainer.vae, self.test_images)
+        with self.untimed():
+            figures.draw_all(self.run, self.trainer.vae, self.test_images)
+
+    @contextlib.contextmanager
+    def untimed(self):
+        """For what is no part of a step. On a GPU the steps before it must have been waited for."""
+        start = time.perf_counter()
+        yield
+        self.aside += time.perf_counter() - start
 
     def tell_time(self):
         """After the first steps, how long the others will take."""
@@ -134,17 +143,19 @@ class Loop:
         if taken not in (WARM, TIMED):
             return
         self.trainer.losses()  # waits for a GPU
+        trained = self.seconds() - self.aside
         if taken == WARM:
-            self.warm = self.seconds()
+            self.warm = trained
             return
-        a_step = (self.seconds() - self.warm) / (TIMED - WARM)
+        a_step = (trained - self.warm) / (TIMED - WARM)
         left = self.run.config.steps - self.trainer.step_count
         tqdm.write(f"a step takes {a_step:.3g} s: about {tqdm.format_interval(left * a_step)} for "
                    f"the {left:,} steps that are left, and the time of evaluations")
 
     def save(self):
         finite.refuse_failure(self.run, self.trainer)
-        checkpoint.save(self.run / "checkpoint.h5", self.trainer, self.run.config, self.seconds())
+        with self.untimed():
+            checkpoint.save(self.run / "checkpoint.h5", self.trainer, self.run.config, self.seconds())
         self.saved = self.trainer.step_count
 
     def log(self, evaluate):
@@ -154,7 +165,8 @@ class Loop:
         line = "step {step:6d}  {seconds:7.1f} s".format(**row)
         losses = {"train": self.trainer.losses()}
         if evaluate:
-            losses["test"] = self.evaluation.losses()
+            with self.untimed():
+                losses["test"] = self.evaluation.losses()
         for split, (rec, kl) in losses.items():
             row |= {f"{split}_loss": rec + kl, f"{split}_rec": rec, f"{split}_kl": kl}
             line += f"  {split} {rec + kl:7.2f} (rec {rec:.2f}, kl {kl:.2f})"
