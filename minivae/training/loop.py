@@ -1,6 +1,7 @@
 """The loop around the step: it logs, evaluates, saves and draws, and no signal makes it lose a step."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import time
 from tqdm import tqdm
 
 from minivae.training import checkpoint, figures, finite
+from minivae.training.divergence import Divergence
 from minivae.training.evaluation import TEST_BATCH, Evaluation
 
 FIRST_PICTURES = 100  # the step after which a run can be looked at
@@ -95,6 +97,9 @@ class Loop:
         self.start = time.perf_counter() - seconds
         self.bar = bar
         self.saved = None  # the step of the last checkpoint that this process wrote
+        losses = [row["train_loss"] for row in run.metrics() if "train_loss" in row]
+        self.divergence = Divergence(math.prod(trainer.config.shape), losses)
+        self.warned = False  # of a divergence
         self.aside = 0.0  # seconds for what is not training
 
     def seconds(self):
@@ -110,6 +115,8 @@ class Loop:
         except FloatingPointError as e:
             raise finite.stop(self.run, trainer) from e
         step = trainer.step_count
+        if step == 1:  # what is lost in the first window would pass for where it began
+            self.divergence.diverged(sum(trainer.losses()))
         last = step == config.steps
         evaluate = last or step % config.eval_every == 0
         if evaluate or step % config.log_every == 0:
@@ -173,4 +180,14 @@ class Loop:
         self.run.log(row)
         if evaluate or self.bar.disable:
             tqdm.write(line + " nats/image")
+        if row["step"] % self.run.config.log_every == 0:
+            self.look_for_divergence(row["train_loss"])
         self.bar.set_postfix_str(f"train {row['train_loss']:.2f} nats/image", refresh=False)
+
+    def look_for_divergence(self, loss):
+        """Say once that the loss of a whole window has diverged."""
+        best = self.divergence.best
+        if self.divergence.diverged(loss) and not self.warned:
+            self.warned = True
+            tqdm.write(f"warning: training diverges: its loss was {best:.2f} nats/image and is {loss:.2f}, the mean of "
+                       f"{self.run.config.log_every} steps; a smaller --lr usually helps")
