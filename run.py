@@ -1,26 +1,41 @@
 """minivae's command line: parse, call, print."""
 
-import argparse
-import contextlib
-import difflib
-import os
-import re
-import signal
 import sys
-import warnings
-from pathlib import Path
 
 if sys.version_info < (3, 11):  # noqa: UP036 (before anything that an older one cannot import)
     print("error: minivae needs Python 3.11 or newer; this is", sys.version.split()[0], file=sys.stderr)
     sys.exit(2)
 
-from minivae import __version__
-from minivae.errors import UserError, run_command
-from minivae.training.runs import Run
-from minivae.training.settings import KLS, Config, batch_size, last_rate, log_every, positive, rate, seed, sigma, size
+try:
+    import argparse
+    import contextlib
+    import io
+    import os
+    import re
+    import signal
+    import warnings
+    from pathlib import Path
+
+    from minivae import __version__
+    from minivae.errors import UserError, did_you_mean, run_command, same_device
+    from minivae.images import SOURCES
+    from minivae.training.settings import (
+        KLS,
+        Config,
+        batch_size,
+        last_rate,
+        log_every,
+        positive,
+        rate,
+        seed,
+        sigma,
+        size,
+    )
+except KeyboardInterrupt:  # Ctrl-C as early as that: main() answers a later one
+    print("error: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 DATA = Path(os.environ.get("MINIVAE_DATA") or Path(__file__).resolve().parent / "data")
-SOURCES = ("housenumbers", "svhn", "svhn-extra")
 DENSITY = {  # settings of evaluate: numbers of what, on a CPU, on a GPU
     "images": ("test images whose ln p(x) is bounded", 1000, 1000),
     "importance": ("importance samples for each image", 100, 1000),
@@ -64,11 +79,6 @@ def parse(argv):
         options = re.findall("--[a-z-]+", p.format_help())
         raise UserError(f"unknown argument {word}; {did_you_mean(word, options)}see: {p.prog} --help")
     return args
-
-
-def did_you_mean(word, known):
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    return f"did you mean {close[0]}? " if close else ""
 
 
 def parser(command):
@@ -159,6 +169,9 @@ def precision(command):
 
 def operations(args):
     """The operations of the device that the user chose. UserError if there is no such device."""
+    same_device[:] = ["--gpu"] * args.gpu
+    if "precision" in args:
+        same_device.extend(["--precision", args.precision])
     if args.gpu:
         from minivae.ops import cuda_module
 
@@ -193,8 +206,11 @@ def train(args):
     ops = operations(args)
     from minivae.images.data import test_subset
     from minivae.training.loop import train as train_run
+    from minivae.training.runs import Run, refuse_out
     from minivae.training.trainer import Trainer
 
+    out = getattr(args, "out", None)
+    refuse_out(out)
     how = (getattr(args, "size", None), args.skip_damaged)
     dataset = load_data(args.data, *how)
     count = len(dataset.train.images)
@@ -207,9 +223,9 @@ def train(args):
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
                     dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end, *how)
     trainer = Trainer(config, dataset.train.images, ops)
-    run = Run.create(getattr(args, "out", None), dataset.name, config)
+    run = Run.create(out, dataset.name, config)
     print(f"{steps} steps on {count} images of {dataset.name}, into {run.folder}")
-    return finish(args, run, trainer, train_run(run, trainer, test_subset(dataset.test.images)))
+    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images)))
 
 
 def resume(args):
@@ -218,6 +234,7 @@ def resume(args):
     from minivae.images.data import test_subset
     from minivae.training import checkpoint
     from minivae.training.loop import train as train_run
+    from minivae.training.runs import Run
     from minivae.training.trainer import Trainer
 
     run = Run.open(args.run)
@@ -235,17 +252,14 @@ def resume(args):
     run.save_config()
     lr = run.config.learning_rate(trainer.step_count)
     print(f"going on from step {trainer.step_count} of {run.folder}, at a learning rate of {lr:g}")
-    return finish(args, run, trainer, train_run(run, trainer, test_subset(dataset.test.images), seconds))
+    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images), seconds))
 
 
-def finish(args, run, trainer, signal):
+def finish(run, trainer, signal):
     """Say where everything is; the exit status of a run that `signal` (0 for none) ended."""
     print_pictures(run, "losses.png", "samples.png", "reconstructions.png")
     if signal and trainer.step_count < run.config.steps:
-        device = ["--gpu"] if args.gpu else []
-        if "precision" in args:
-            device += ["--precision", args.precision]
-        print("stopped; go on with:", run_command("resume", run.folder, *device))
+        print("stopped; go on with:", run_command("resume", run.folder))
     return 128 + signal if signal else 0
 
 
@@ -436,7 +450,8 @@ def prepare_process():
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):  # not a notebook's
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     os.environ["MPLBACKEND"] = "agg"
 
 

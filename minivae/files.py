@@ -7,7 +7,6 @@ import glob
 import os
 import sys
 import tempfile
-from pathlib import Path
 
 from minivae.errors import UserError
 
@@ -42,8 +41,19 @@ def replacing(path):
 def _remove_leftovers(path):
     """Remove what killed processes had begun to write beside `path`."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.[0-9]*.part"):
-        if not Path("/proc", left.name.split(".")[-2]).exists():
+        process = left.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
             left.unlink(missing_ok=True)
+
+
+def _is_running(process):
+    try:
+        os.kill(process, 0)  # which sends nothing
+    except PermissionError:  # it is another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def write_text(path, text):

@@ -22,6 +22,7 @@ from PIL import Image
 import run as command_line
 from minivae import __version__
 from minivae.density import estimates
+from minivae.errors import UserError, run_command
 from minivae.images import housenumbers
 from minivae.ops import numpy_ops
 from minivae.training import checkpoint
@@ -272,7 +273,7 @@ def test_evaluate(folder):
     (["sample", "first", "second"], "unknown argument second;"),
     (["sample"], "RUN; see: python run.py sample --help"),
     (["--precision", "fp32"], "--gpu"),
-    (["resume", "nowhere"], "no run"),
+    (["resume", "nowhere"], "there is no nowhere;"),
     (["sample", "."], "no run"),
 ])
 def test_mistakes_get_one_line(folder, arguments, says):
@@ -290,7 +291,22 @@ def test_gpu_without_a_gpu_says_what_is_missing(folder, command, monkeypatch):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("out, says", [
+    ("digits.npz", "cannot make the run directory digits.npz (Not a directory); choose another with --out"),
+    ("digits.npz/x", "cannot make the run directory digits.npz/x (Not a directory)"),
+    ("/proc/x", "cannot make the run directory /proc/x (No such file or directory)"),
+    ("first", "already holds a run"),
+    (".", ". is not empty"),
+])
+def test_a_place_for_a_run_is_looked_at_before_images_are(folder, monkeypatch, out, says):
+    monkeypatch.setattr("minivae.images.data.load", None)
+    before = sorted(folder.rglob("*"))
+    refused("--data", "digits.npz", "--out", out, cwd=folder, says=says)
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_data_that_is_not_there(folder):
+    refused("--data", "svnh", cwd=folder, says="svnh: No such file or directory; did you mean svhn?")
     refused("--data", "nothing.npz", cwd=folder, says="nothing.npz: No such file or directory")
 
 
@@ -329,6 +345,46 @@ def test_the_environment(folder):
     assert "on 20 images of housenumbers, into caf\\xe9" in done.stdout
 
 
+def test_a_system_that_is_not_unix(folder):
+    """What it lacks is not called a package that was not installed."""
+    for module in ("fcntl", "resource"):
+        (folder / "without").mkdir(exist_ok=True)
+        (folder / "without" / "sitecustomize.py").write_text(f"import sys; sys.modules[{module!r}] = None")
+        environment = {"PYTHONPATH": str(folder / "without")}
+        done = process("--data", "digits.npz", "--steps", 1, "--batch-size", 4, cwd=folder, **environment)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done
+        assert done.stderr.startswith("error: minivae needs Linux or macOS; on Windows, run it in WSL")
+        assert "resume RUN" in process("--help", cwd=folder, **environment).stdout
+
+
+def run_as_main(code, cwd):
+    """run.py as __main__ in a process that has run the lines of `code` before."""
+    code += (f"import runpy, sys\nsys.path[0] = {str(ROOT)!r}\n"
+             "runpy.run_path(sys.path[0] + '/run.py', run_name='__main__')")
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", ["argparse", "minivae.training.settings"])
+def test_an_interrupt_while_the_program_is_loaded(tmp_path, module):
+    code = ("import builtins, sys\n"
+            "load = builtins.__import__\n"
+            "def interrupt(name, *rest):\n"
+            f"    if name == {module!r}: raise KeyboardInterrupt\n"
+            "    return load(name, *rest)\n"
+            "builtins.__import__ = interrupt\n")
+    done = run_as_main(code, cwd=tmp_path)
+    assert done.returncode == 130 and done.stderr == "error: interrupted\n", done
+
+
+def test_a_notebook(folder):
+    """`%run` runs the file as __main__, where the standard streams are not text files."""
+    code = ("import io, sys\n"
+            "sys.stdout = io.StringIO()\n"
+            "sys.argv = ['run.py', '--data', 'digits.npz', '--steps', '1', '--batch-size', '4', '--out', 'x']\n")
+    done = run_as_main(code, cwd=folder)
+    assert done.returncode == 0 and (folder / "x" / "samples.png").exists(), done.stderr
+
+
 def test_closed_output(folder):
     shell = f"{sys.executable} {ROOT / 'run.py'} reconstruct first >&- 2>&-"
     (folder / "first" / "reconstructions.png").unlink()
@@ -363,11 +419,19 @@ def test_an_older_python_is_told_so(tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [({}, ""), ({"precision": "fp32"}, " --gpu --precision fp32")])
-def test_how_to_go_on_can_be_pasted(capsys, options, words):
+def test_how_to_go_on_can_be_pasted(capsys, monkeypatch, options, words):
+    """On the same device, whether a run was stopped or has no checkpoint yet."""
+    monkeypatch.setattr("minivae.ops.cuda_module.require_gpu", lambda precision: None)
+    command_line.operations(argparse.Namespace(command="resume", gpu=bool(words), **options))
     run = Run(Path("my runs") / "it's", SimpleNamespace(steps=9))
     trainer = SimpleNamespace(step_count=5)
-    assert command_line.finish(argparse.Namespace(gpu=bool(words), **options), run, trainer, 15) == 143
-    assert f"python run.py resume 'my runs/it'\"'\"'s'{words}\n" in capsys.readouterr().out
+    assert command_line.finish(run, trainer, 15) == 143
+    expected = f"python run.py resume 'my runs/it'\"'\"'s'{words}"
+    assert f"{expected}\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=re.escape(f"{expected} trains it")):
+        checkpoint.load_model(run / "checkpoint.h5", None, run.config)
+    command_line.operations(argparse.Namespace(gpu=False))
+    assert run_command("resume", "x") == "python run.py resume x"
 
 
 def test_help(capsys):

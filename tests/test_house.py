@@ -12,8 +12,8 @@ import readme
 ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "minivae").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
-ORDER = ["errors", "files", "ops", "parameters", "adam", "layers", "gaussian", "sigmas", "vae", "gradcheck", "checks",
-         "exercises", "images", "training", "density", "trained",
+ORDER = ["errors", "unix", "files", "ops", "parameters", "adam", "layers", "gaussian", "sigmas", "vae", "gradcheck",
+         "checks", "exercises", "images", "training", "density", "trained",
          "__init__"]  # each may import itself and what stands before it
 
 

@@ -472,7 +472,7 @@ def test_uint16_by_its_range(tmp_path):
         np.save(tmp_path / "a.npy", levels * factor)
         found = load(tmp_path / "a.npy")
         np.testing.assert_array_equal(found.train.images[0, ..., 0], levels[0])
-        assert len(notes(found, "on a scale from 0 to 65535")) == said
+        assert len(notes(found, "uint16 pixels from 0 to 65535 are taken to be on a scale from 0 to 65535")) == said
 
 
 def test_bools_are_black_and_white(tmp_path, images):

@@ -1,6 +1,5 @@
 """Stops, kills and damage: what a run keeps, and what its user reads."""
 
-import argparse
 import dataclasses
 import errno
 import fcntl
@@ -185,9 +184,9 @@ def test_a_signal_while_a_finished_run_is_drawn(ops, tmp_path, monkeypatch, caps
     monkeypatch.setattr(figures, "draw_all", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     stopped = train(run, t, TEST)
     assert stopped == signal.SIGINT and t.step_count == 10
-    assert run_command.finish(argparse.Namespace(gpu=False), run, t, stopped) == 130
+    assert run_command.finish(run, t, stopped) == 130
     assert "go on" not in capsys.readouterr().out
-    assert run_command.finish(argparse.Namespace(gpu=False), run, trainer(ops, np.float32), stopped) == 130
+    assert run_command.finish(run, trainer(ops, np.float32), stopped) == 130
     assert f"go on with: python run.py resume {run.folder}" in capsys.readouterr().out
 
 
@@ -740,8 +739,9 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     """By the next one that writes the same file; what a living process is writing, and all else, stays."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    cleared = [tmp_path / f"a.h5.{pid}.part" for pid in (dead.pid, os.getpid())]
-    others = (f"a.h5.{os.getppid()}.part", f"b.h5.{dead.pid}.part", "a.h5.x.part", "film.part")
+    cleared = [tmp_path / f"a.h5.{pid}.part" for pid in (dead.pid, os.getpid(), 10**20)]
+    others = (f"a.h5.{os.getppid()}.part", "a.h5.1.part", f"b.h5.{dead.pid}.part", "a.h5.x.part", "a.h5.1x.part",
+              "film.part")
     kept = [tmp_path / name for name in others]
     for path in cleared + kept:
         path.write_bytes(b"half")

@@ -49,7 +49,11 @@ def test_streamed_images_are_those_of_the_array(both, images):
 
 
 @pytest.mark.parametrize("options", [{"chunks": (7, 8, 8, 3), "compression": "gzip"}, {"chunks": (1, 8, 8, 3)}, {}])
-def test_any_layout_inside_the_file(tmp_path, images, options, monkeypatch):
+@pytest.mark.parametrize("direct", [True, False])
+def test_any_layout_inside_the_file(tmp_path, images, options, direct, monkeypatch):
+    """Also where the system cannot read at a given place."""
+    if not direct:
+        monkeypatch.delattr(os, "preadv")
     monkeypatch.setattr(stream, "memory", lambda: 1000)
     with h5py.File(tmp_path / "a.h5", "w", userblock_size=512) as f:
         for split in ("train", "test"):

@@ -278,3 +278,26 @@ def test_long_runs_need_no_more_memory(tmp_path):
     early, late = map(int, output.splitlines()[-1].split())
     print(f"resident memory after 200 steps {early:,} bytes, after 2,000 {late:,}")
     assert late - early < 2**20
+
+
+def test_what_is_no_step_is_not_taken_for_one(ops, tmp_path, monkeypatch, capsys):
+    """A clock that the steps and all else move: the time of a step is that of the steps alone."""
+    now = [0.0]
+
+    def takes(seconds, result=None):
+        def call(*_):
+            now[0] += seconds
+            return result
+
+        return call
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loop.figures, "draw_all", takes(100))
+    monkeypatch.setattr(loop.checkpoint, "save", takes(30))
+    monkeypatch.setattr(Evaluation, "losses", takes(70, (1.0, 1.0)))
+    changes = dict(steps=31, eval_every=4, checkpoint_every=3)
+    t = trainer(ops, **changes)
+    step = t._step
+    t._step = lambda: (step(), takes(0.25)())
+    loop.train(Run.create(tmp_path / "run", "x", config(**changes)), t, TEST)
+    assert "a step takes 0.25 s: about 00:02 for the 11 steps that are left" in capsys.readouterr().out

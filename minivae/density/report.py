@@ -64,8 +64,8 @@ def print_card(card):
 def print_section(section, title):
     print(f"\n{title}")
     for row in section["rows"].values():
-        error = "-" if row["standard_error"] is None else f"{row['standard_error']:.2f}"
-        print(f"  {row['label']:<40}{row['nats_per_image']:12.2f} +- {error:<7}"
+        error = "" if row["standard_error"] is None else f"+- {row['standard_error']:.2f}"  # one image has none
+        print(f"  {row['label']:<40}{row['nats_per_image']:12.2f} {error:<10}"
               f"{row['bits_per_dim']:7.3f} bits/dim  {row['kind']}")
     for name, value in section["figures"].items():
         print(f"  {name.replace('_', ' '):<40}{value:z12.2f}")

@@ -90,7 +90,7 @@ def _as_uint8(images, every, notes):
         raise UserError(f"{dtype} pixels from {low} to {high}; save them {known}")
     bottom, top = fitting[0]
     if dtype.kind == "f" or top > 255:
-        notes.append(f"{dtype} pixels from {low:.4g} to {high:.4g} are taken to be on a scale from "
+        notes.append(f"{dtype} pixels from {low:.6g} to {high:.6g} are taken to be on a scale from "
                      f"{bottom} to {top}")
     scale = 255 / (top - bottom)
     return np.concatenate([np.round((chunk - bottom) * scale).astype(np.uint8)

@@ -7,9 +7,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from minivae.errors import UserError
+from minivae.errors import UserError, did_you_mean
 from minivae.files import cannot_write, replacing
-from minivae.images import arrays, mat, readers
+from minivae.images import SOURCES, arrays, mat, readers
 from minivae.images.convert import convert
 from minivae.images.split import Split
 from minivae.images.stream import Streamed, chunks, sha256
@@ -55,8 +55,8 @@ def load(source, folder, size=None, skip_damaged=False):
     try:
         path.stat()
     except OSError as e:
-        raise UserError(f"--data {source}: {e.strerror}; give a path that can be read, or "
-                        "housenumbers, svhn or svhn-extra") from e
+        raise UserError(f"--data {source}: {e.strerror}; {did_you_mean(path.name, SOURCES)}give a path "
+                        f"that can be read, or {', '.join(SOURCES)}") from e
     return _dataset(path.stem or "data", readers.read(path, size, skip_damaged), size)
 
 

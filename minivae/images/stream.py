@@ -7,12 +7,12 @@ memory: which images a step takes follows from the seed and the step alone (phil
 import hashlib
 import math
 import os
-import resource
 
 import h5py
 import numpy as np
 
 from minivae.errors import UserError
+from minivae.unix import resource
 
 MEMORY_FRACTION = 1 / 4  # of memory() that images held in memory may take
 CHUNK_BYTES = 2**25  # of images that are read or converted at a time
@@ -53,7 +53,8 @@ def sha256(images):
 class Streamed:
     """Images (N, H, W, C) uint8 of an HDF5 dataset, with an array's shape, len and [slice or rows].
 
-    A contiguous dataset is read around HDF5, in microseconds an image, other layouts through HDF5.
+    A contiguous dataset is read around HDF5, in microseconds an image, other layouts through HDF5,
+    and so is every one where the system cannot read at a given place, as macOS before 11.
     UserError if the file has become shorter: a memory map would end the process, HDF5 return zeros.
     """
 
@@ -63,7 +64,8 @@ class Streamed:
         self.path = dataset.file.filename
         self.shape = dataset.shape
         self.dataset = h5py.File(self.path, "r")[dataset.name]  # a file of its own: it stays open
-        self.offset = None if dataset.external else dataset.id.get_offset()
+        direct = not dataset.external and hasattr(os, "preadv")
+        self.offset = dataset.id.get_offset() if direct else None
         self.descriptor = os.open(self.path, os.O_RDONLY)
         self.file_size = os.fstat(self.descriptor).st_size
 

@@ -1,6 +1,7 @@
 """The loop around the step: it logs, evaluates, saves and draws, and no signal makes it lose a step."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import time
 from tqdm import tqdm
 
 from minivae.training import checkpoint, figures, finite
+from minivae.training.divergence import Divergence
 from minivae.training.evaluation import TEST_BATCH, Evaluation
 
 FIRST_PICTURES = 100  # the step after which a run can be looked at
@@ -95,6 +97,10 @@ class Loop:
         self.start = time.perf_counter() - seconds
         self.bar = bar
         self.saved = None  # the step of the last checkpoint that this process wrote
+        losses = [row["train_loss"] for row in run.metrics() if "train_loss" in row]
+        self.divergence = Divergence(math.prod(trainer.config.shape), losses)
+        self.warned = False  # of a divergence
+        self.aside = 0.0  # seconds for what is not training
 
     def seconds(self):
         """How long the run has been trained, in this process and before."""
@@ -109,6 +115,8 @@ class Loop:
         except FloatingPointError as e:
             raise finite.stop(self.run, trainer) from e
         step = trainer.step_count
+        if step == 1:  # what is lost in the first window would pass for where it began
+            self.divergence.diverged(sum(trainer.losses()))
         last = step == config.steps
         evaluate = last or step % config.eval_every == 0
         if evaluate or step % config.log_every == 0:
@@ -126,7 +134,15 @@ class Loop:
         self.draw()
 
     def draw(self):
-        figures.draw_all(self.run, self.trainer.vae, self.test_images)
+        with self.untimed():
+            figures.draw_all(self.run, self.trainer.vae, self.test_images)
+
+    @contextlib.contextmanager
+    def untimed(self):
+        """For what is no part of a step. On a GPU the steps before it must have been waited for."""
+        start = time.perf_counter()
+        yield
+        self.aside += time.perf_counter() - start
 
     def tell_time(self):
         """After the first steps, how long the others will take."""
@@ -134,17 +150,19 @@ class Loop:
         if taken not in (WARM, TIMED):
             return
         self.trainer.losses()  # waits for a GPU
+        trained = self.seconds() - self.aside
         if taken == WARM:
-            self.warm = self.seconds()
+            self.warm = trained
             return
-        a_step = (self.seconds() - self.warm) / (TIMED - WARM)
+        a_step = (trained - self.warm) / (TIMED - WARM)
         left = self.run.config.steps - self.trainer.step_count
         tqdm.write(f"a step takes {a_step:.3g} s: about {tqdm.format_interval(left * a_step)} for "
                    f"the {left:,} steps that are left, and the time of evaluations")
 
     def save(self):
         finite.refuse_failure(self.run, self.trainer)
-        checkpoint.save(self.run / "checkpoint.h5", self.trainer, self.run.config, self.seconds())
+        with self.untimed():
+            checkpoint.save(self.run / "checkpoint.h5", self.trainer, self.run.config, self.seconds())
         self.saved = self.trainer.step_count
 
     def log(self, evaluate):
@@ -154,11 +172,22 @@ class Loop:
         line = "step {step:6d}  {seconds:7.1f} s".format(**row)
         losses = {"train": self.trainer.losses()}
         if evaluate:
-            losses["test"] = self.evaluation.losses()
+            with self.untimed():
+                losses["test"] = self.evaluation.losses()
         for split, (rec, kl) in losses.items():
             row |= {f"{split}_loss": rec + kl, f"{split}_rec": rec, f"{split}_kl": kl}
             line += f"  {split} {rec + kl:7.2f} (rec {rec:.2f}, kl {kl:.2f})"
         self.run.log(row)
         if evaluate or self.bar.disable:
             tqdm.write(line + " nats/image")
+        if row["step"] % self.run.config.log_every == 0:
+            self.look_for_divergence(row["train_loss"])
         self.bar.set_postfix_str(f"train {row['train_loss']:.2f} nats/image", refresh=False)
+
+    def look_for_divergence(self, loss):
+        """Say once that the loss of a whole window has diverged."""
+        best = self.divergence.best
+        if self.divergence.diverged(loss) and not self.warned:
+            self.warned = True
+            tqdm.write(f"warning: training diverges: its loss was {best:.2f} nats/image and is {loss:.2f}, the mean of "
+                       f"{self.run.config.log_every} steps; a smaller --lr usually helps")

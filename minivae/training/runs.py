@@ -2,11 +2,11 @@
 
 import contextlib
 import csv
-import fcntl
 import itertools
 import json
 import math
 import os
+import tempfile
 import weakref
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from minivae.errors import UserError, run_command
 from minivae.files import cannot_read, cannot_write, go_on_without, write_text
 from minivae.training.settings import Config
+from minivae.unix import fcntl
 
 COLUMNS = ["step", "seconds", "train_loss", "train_rec", "train_kl", "test_loss", "test_rec", "test_kl"]
 HEADER = ",".join(COLUMNS)
@@ -25,7 +26,7 @@ class Run:
 
     @classmethod
     def create(cls, out, name, config):
-        """Make `out`, or the next free runs/NAME-N. UserError if `out` holds anything or cannot be made."""
+        """Make `out`, or the next free runs/NAME-N. UserError if that is no new or empty folder."""
         try:
             if out is None:
                 folder = _next_free(Path("runs"), name)
@@ -33,14 +34,10 @@ class Run:
                 folder = Path(out)
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise UserError(f"cannot make the run directory: {e}; choose another with --out") from e
+            raise _cannot_make(out or "runs", e) from e
         run = cls(folder, config)
         run.lock()
-        if (run / "config.json").exists():
-            raise UserError(f"{folder} already holds a run; choose another --out, or go on with it: "
-                            f"{run_command('resume', folder)}")
-        if found := next(folder.iterdir(), None):
-            raise UserError(f"{folder} is not empty ({found.name} is in it); choose a new or an empty folder for --out")
+        _refuse_content(folder)
         write_text(run / "metrics.csv", HEADER + "\n")
         run.save_config()  # last: a directory with a config.json can be resumed
         return run
@@ -49,6 +46,8 @@ class Run:
     def open(cls, folder):
         """The run in `folder`. UserError if there is none, or its config.json is not one."""
         path = Path(folder) / "config.json"
+        if not path.parent.exists():
+            raise UserError(f"there is no {folder}; name a directory that run.py train made")
         if not path.exists():
             raise UserError(f"{folder} holds no run (no config.json); name a directory that run.py train made")
         return cls(folder, Config.read(path))
@@ -105,6 +104,31 @@ class Run:
         kept = sum(row["step"] <= step for row in self.metrics())
         lines = (self / "metrics.csv").read_text().split("\n")[: 1 + kept]
         write_text(self / "metrics.csv", "".join(line + "\n" for line in lines))
+
+
+def refuse_out(out):
+    """UserError if Run.create would refuse `out`: told before images are read, not after it."""
+    folder = Path("runs" if out is None else out)
+    try:
+        if out is not None and folder.is_dir():
+            _refuse_content(folder)
+        place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as e:
+        raise _cannot_make(folder, e) from e
+
+
+def _cannot_make(folder, error):
+    return UserError(f"cannot make the run directory {folder} ({error.strerror}); choose another with --out")
+
+
+def _refuse_content(folder):
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} already holds a run; choose another --out, or go on with it: "
+                        f"{run_command('resume', folder)}")
+    if found := next(folder.iterdir(), None):
+        raise UserError(f"{folder} is not empty ({found.name} is in it); choose a new or an empty folder for --out")
 
 
 def _next_free(folder, name):

@@ -47,7 +47,9 @@ def sigma(value):
     from minivae.sigmas import FITTED_SIGMAS  # not at the top: help is printed without loading NumPy
 
     words = f"a number above 0, or one of {', '.join(FITTED_SIGMAS)}"
-    return value if value in FITTED_SIGMAS else number(float, ulp(0), sys.float_info.max, words)(value)
+    if isinstance(value, str) and value in FITTED_SIGMAS:
+        return value
+    return number(float, ulp(0), sys.float_info.max, words)(value)
 
 
 def kl(value):
