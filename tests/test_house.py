@@ -76,7 +76,7 @@ def test_the_readmes_trained_model_runs(tmp_path, monkeypatch, rng):
     exec(BLOCKS[1], names)
     assert names["images"].shape == names["x_hat"].shape == (8, 32, 32, 3)
     assert names["images"].dtype == names["x_hat"].dtype == np.uint8
-    assert names["mean"].shape == names["var"].shape == (8, 10)
+    assert names["mean"].shape == names["var"].shape == (8, 10) and names["bound"].shape == (8,)
 
 
 def test_code_lines_leave_out_comments_and_docstrings():

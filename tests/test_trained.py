@@ -57,11 +57,26 @@ def test_draws_scatter_about_their_mean(model):
     assert abs(np.corrcoef(again.ravel(), noise_of(9, seed=2).ravel())[0, 1]) < 4 / np.sqrt(again.size)
 
 
+def test_the_score_of_a_model_whose_latents_do_nothing(model, rng):
+    """Where q(z|x) is the prior and z changes no image, every bound is ln p(x) itself."""
+    for p in model.vae.params.trained:
+        if p.name in ("enc/mean/gamma", "enc/var/gamma", "gen/dense/gamma"):
+            p.value[...] = 0
+        if p.name == "enc/var/beta":
+            p.value[...] = np.log(np.expm1(1 - 1e-5))
+    images = rng.integers(0, 256, (70, *SHAPE), np.uint8)
+    error = scaled(images) - model.vae.decode(np.zeros((1, 4), np.float32))
+    log_p = -(error**2 / 0.02 + np.log(2 * np.pi * 0.01) / 2).sum((1, 2, 3))
+    np.testing.assert_allclose(model.score(images, importance=20), log_p, rtol=1e-4)
+
+
 @pytest.mark.parametrize("images", [np.zeros((2, 8, 8, 3), np.uint8), np.zeros(SHAPE, np.uint8),
                                     np.zeros((2, *SHAPE)), np.zeros((0, *SHAPE), np.uint8)])
 def test_images_of_another_shape_or_type(model, images):
     with pytest.raises(UserError, match=re.escape("give uint8 (N, 8, 16, 3)")):
         model.encode(images)
+    with pytest.raises(UserError, match=re.escape("give uint8 (N, 8, 16, 3)")):
+        model.score(images)
 
 
 def test_importing_minivae_loads_nothing():
