@@ -9,7 +9,6 @@ if sys.version_info < (3, 11):  # noqa: UP036 (before anything that an older one
 try:
     import argparse
     import contextlib
-    import io
     import os
     import re
     import signal
@@ -110,7 +109,12 @@ def parser(command):
         p.add_argument("--count", type=positive, default=200,
                        help="number of images to draw, in rows of 20; unless it is 200, and the seed 0, the file is "
                             "samples-countN-seedM.png")
-        p.add_argument("--seed", type=seed, default=0, help="seed of the latent codes")
+        p.add_argument("--seed", type=seed, default=0, help="seed of the latent codes, and of --noise")
+        p.add_argument("--noise", action="store_true",
+                       help="draw images from p(x|z), instead of showing its mean; samples-noise.png has each row of "
+                            "means above that of its draws")
+        p.add_argument("--out", type=path, metavar="FOLDER|FILE.npz", default=argparse.SUPPRESS,
+                       help="write each image as a PNG file into a new folder, or all as an array, and no picture")
     if command == "evaluate":
         for name, (what, cpu, gpu) in DENSITY.items():
             p.add_argument(f"--{name.replace('_', '-')}", type=positive, default=argparse.SUPPRESS,
@@ -172,18 +176,11 @@ def operations(args):
     same_device[:] = ["--gpu"] * args.gpu
     if "precision" in args:
         same_device.extend(["--precision", args.precision])
-    if args.gpu:
-        from minivae.ops import cuda_module
-
-        cuda_module.require_gpu(getattr(args, "precision", precision(args.command)))
-        from minivae.ops import cuda_ops
-
-        return cuda_ops
-    if "precision" in args:
+    if "precision" in args and not args.gpu:
         raise UserError("--precision is for the GPU alone; add --gpu, or leave it out")
-    from minivae.ops import numpy_ops
+    from minivae import ops
 
-    return numpy_ops
+    return ops.operations(args.gpu, getattr(args, "precision", precision(args.command)))
 
 
 def load_data(source, *how):
@@ -299,12 +296,26 @@ def open_model(args):
 def sample(args):
     """Draw samples.png: images of random latent codes."""
     run, vae, _ = open_model(args)
+    from minivae.density.estimates import scaled
+    from minivae.images import export
+    from minivae.trained import TrainedVAE
     from minivae.training import figures
 
-    of_training = args.count == 200 and args.seed == 0
-    name = "samples.png" if of_training else f"samples-count{args.count}-seed{args.seed}.png"
-    figures.draw_samples(run / name, vae, args.count, args.seed)
-    print_pictures(run, name)
+    model = TrainedVAE(vae)
+    if "out" in args:
+        export.refuse_place(args.out)
+        export.export(args.out, model.sample(args.count, args.seed, args.noise))
+        print(args.out)
+        return
+    name = "samples-noise" if args.noise else "samples"
+    if args.count != 200 or args.seed != 0:
+        name += f"-count{args.count}-seed{args.seed}"
+    if args.noise:
+        x_hat, draws = (scaled(model.sample(args.count, args.seed, noise)) for noise in (False, True))
+        figures.save_pairs(run / f"{name}.png", x_hat, draws, figures.GRID_COLUMNS)
+    else:
+        figures.draw_samples(run / f"{name}.png", vae, args.count, args.seed)
+    print_pictures(run, f"{name}.png")
 
 
 def reconstruct(args):
@@ -444,14 +455,16 @@ def prepare_process():
     """Lines appear at once in a pipe or a file too; names that an encoding lacks are escaped; no window is opened.
 
     Standard streams that were closed (`>&-`) go to the null device, or the next files opened would take their place.
+    A notebook, whose %run puts its own streams in place of them, is left as it is.
     """
+    if sys.stdout is not sys.__stdout__:
+        return
     while os.open(os.devnull, os.O_RDWR) <= 2:  # each call takes the lowest free descriptor
         pass
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not a notebook's
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
     os.environ["MPLBACKEND"] = "agg"
 
 

@@ -3,9 +3,13 @@
 import numpy as np
 from tqdm import tqdm
 
-from minivae.density.estimates import Model, scaled
+from minivae.density import estimates
+from minivae.density.estimates import Model, Noise
 from minivae.errors import UserError
 from minivae.training import figures
+
+SAMPLES = 6  # the part of the noise that sample takes
+SCORES = 7  # and score
 
 
 class TrainedVAE:
@@ -17,18 +21,43 @@ class TrainedVAE:
 
     def encode(self, images):
         """mean, var (N, Z) float32 of q(z|x). UserError if the images are of another shape or type."""
-        self._check(images)
-        size = self.model.batch
-        starts = tqdm(range(0, len(images), size), "encoding", delay=1, leave=False, disable=None)
-        batches = [self.model.posterior(self.model.device(scaled(images[start : start + size]))) for start in starts]
+        batches = [self.model.posterior(x) for x in self._batches(images)]
         mean, var = (np.concatenate(parts).astype(np.float32) for parts in zip(*batches, strict=True))
         return mean, var
 
     def decode(self, z):
         """x_hat, the mean of p(x|z), as images."""
-        return figures.to_uint8(figures.decode(self.vae, np.asarray(z)))
+        return np.concatenate([figures.to_uint8(figures.decode(self.vae, z[rows])) for rows in self._rows(len(z))])
 
-    def _check(self, images):
+    def sample(self, count, seed=0, noise=False):
+        """Images of `count` codes that the seed draws from the prior: x_hat, or with noise=True draws of p(x|z)."""
+        z = figures.prior(self.vae, count, seed)
+        if not noise:
+            return self.decode(z)
+        numbers = Noise(seed, SAMPLES)
+        return np.concatenate([figures.to_uint8(self.vae.ops.to_host(self.model.simulate(z[rows], numbers)))
+                               for rows in self._rows(count)])
+
+    def score(self, images, importance=100, seed=0):
+        """A lower bound on average (IWAE) on ln p(x), (N,) nats per image, for images x in [-1, 1].
+
+        importance: draws of z for each image. UserError if the images are of another shape or type.
+        """
+        noise = Noise(seed, SCORES)
+        log_w = [estimates.importance(self.model, x, *self.model.posterior(x), importance, noise)
+                 for x in self._batches(images)]
+        return np.concatenate([estimates.log_mean_exp(batch) for batch in log_w])
+
+    def _batches(self, images):
+        """The images in turn, on the device and in [-1, 1]. UserError if they are of another shape or type."""
         if images.shape[1:] != self.vae.shape or images.dtype != np.uint8 or not len(images):
-            raise UserError(f"images {images.dtype} {images.shape}; the model takes uint8 "
-                            f"(N, {', '.join(map(str, self.vae.shape))})")
+            shape = ", ".join(map(str, self.vae.shape))
+            raise UserError(f"images of shape {images.shape} and type {images.dtype}; give uint8 (N, {shape})")
+        for rows in self._rows(len(images)):
+            yield self.model.device(estimates.scaled(images[rows]))
+
+    def _rows(self, count):
+        """The batches of `count` images, as slices."""
+        size = self.vae.ops.IMAGES_AT_ONCE
+        starts = tqdm(range(0, count, size), unit="batch", delay=1, leave=False, disable=None)
+        return (slice(start, start + size) for start in starts)

@@ -8,9 +8,11 @@ import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +21,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import minivae
 import run as command_line
 from minivae import __version__
 from minivae.density import estimates
 from minivae.errors import UserError, run_command
-from minivae.images import housenumbers
+from minivae.images import export, housenumbers
 from minivae.ops import numpy_ops
-from minivae.training import checkpoint
+from minivae.training import checkpoint, figures
 from minivae.training.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -132,12 +135,55 @@ def test_sample_reconstruct_interpolate(folder):
     assert (folder / "first" / "samples.png").read_bytes() == before
     assert run("sample", "first", cwd=folder).returncode == 0
     assert png(folder / "first" / "samples.png") == (20 * 36, 10 * 36)
+    assert (folder / "first" / "samples.png").read_bytes() == before
     for command, name in (("reconstruct", "reconstructions.png"), ("interpolate", "interpolation.png")):
         (folder / "first" / name).unlink(missing_ok=True)
         done = run(command, "first", cwd=folder)
         assert done.returncode == 0, done.stderr
         assert str(Path("first") / name) in done.stdout
         assert png(folder / "first" / name)[0] > 0
+
+
+def cells(path, columns):
+    """The images of a picture (rows, columns, 16, 16, 3)."""
+    with Image.open(path) as image:
+        picture = np.asarray(image)[::2, ::2]
+    return picture.reshape(-1, 18, columns, 18, 3).swapaxes(1, 2)[:, :, 1:-1, 1:-1]
+
+
+def test_samples_with_their_noise(folder):
+    """Each row of means stands above that of its draws of p(x|z), whose sigma is 1."""
+    assert run("sample", "first", "--noise", "--count", 30, "--seed", 3, cwd=folder).returncode == 0
+    found = cells(folder / "first" / "samples-noise-count30-seed3.png", 20)
+    assert len(found) == 4
+    means, draws = (found[start::2].reshape(-1, 16, 16, 3)[:30] for start in (0, 1))
+    model = minivae.load(folder / "first")
+    np.testing.assert_array_equal(means, model.sample(30, 3))
+    np.testing.assert_array_equal(draws, model.sample(30, 3, noise=True))
+    assert run("sample", "first", "--noise", cwd=folder).stdout == "first/samples-noise.png\n"
+
+
+@pytest.mark.parametrize("noise", [[], ["--noise"]])
+def test_samples_one_by_one(folder, noise):
+    expected = minivae.load(folder / "first").sample(11, 4, noise=bool(noise))
+    arguments = ["sample", "first", *noise, "--count", 11, "--seed", 4, "--out"]
+    assert run(*arguments, "new/png", cwd=folder).stdout == "new/png\n"
+    files = sorted((folder / "new" / "png").iterdir())
+    assert [file.name for file in files] == [f"{number:02}.png" for number in range(11)]
+    np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], expected)
+    assert run(*arguments, "samples.npz", cwd=folder).stdout == "samples.npz\n"
+    with np.load(folder / "samples.npz") as f:
+        assert f.files == ["images"]
+        np.testing.assert_array_equal(f["images"], expected)
+    for out, says in [("new/png", "is not empty (0"), ("samples.png", "samples.png is neither an .npz nor a folder"),
+                      ("digits.npz/png", "cannot write digits.npz/png (Not a directory)")]:
+        refused(*arguments, out, cwd=folder, says=says)
+
+
+def test_grey_samples_one_by_one(tmp_path, rng):
+    images = rng.integers(0, 256, (3, 8, 16, 1), np.uint8)
+    export.export(tmp_path, images)
+    np.testing.assert_array_equal([np.asarray(Image.open(tmp_path / f"{n}.png")) for n in range(3)], images[..., 0])
 
 
 def save(path, pixels):
@@ -240,7 +286,10 @@ def test_traverse(folder, rng):
     done = run("traverse", "first", "own", cwd=folder)
     assert "around the code of a.png; one latent a row" in done.stdout
     assert done.stdout.endswith("first/traverse-own.png\n")
-    assert (folder / "first" / "traverse-own.png").read_bytes() != (folder / "first" / "traverse.png").read_bytes()
+    model = minivae.load(folder / "first")
+    mean, var = model.encode(np.asarray(Image.open(folder / "own" / "a.png"))[None])
+    figures.draw_traversal(folder / "expected.png", model.vae, mean[0], estimates.kl_per_latent(mean, var)[0])
+    assert (folder / "first" / "traverse-own.png").read_bytes() == (folder / "expected.png").read_bytes()
 
 
 def test_evaluate(folder):
@@ -376,13 +425,27 @@ def test_an_interrupt_while_the_program_is_loaded(tmp_path, module):
     assert done.returncode == 130 and done.stderr == "error: interrupted\n", done
 
 
-def test_a_notebook(folder):
-    """`%run` runs the file as __main__, where the standard streams are not text files."""
-    code = ("import io, sys\n"
-            "sys.stdout = io.StringIO()\n"
-            "sys.argv = ['run.py', '--data', 'digits.npz', '--steps', '1', '--batch-size', '4', '--out', 'x']\n")
-    done = run_as_main(code, cwd=folder)
-    assert done.returncode == 0 and (folder / "x" / "samples.png").exists(), done.stderr
+def test_a_notebook(folder, monkeypatch):
+    """Its %run puts streams that are no files in place of a process's; its threads can handle no signals."""
+    out, err = io.StringIO(), io.StringIO()
+    statuses = []
+
+    def cell(*arguments):
+        sys.argv = ["run.py", *arguments]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as e:
+            runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+        statuses.append(e.value.code)
+
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    with contextlib.chdir(folder):
+        for arguments in (["--data", "digits.npz", "--steps", "2", "--out", "new"], ["sample", "new"], ["sample", "x"]):
+            thread = threading.Thread(target=cell, args=arguments)
+            thread.start()
+            thread.join()
+    assert statuses == [0, 0, 2] and err.getvalue().startswith("error: x holds no run"), err.getvalue()
+    assert "step      2" in out.getvalue() and out.getvalue().endswith("new/samples.png\n")
+    assert os.environ["MPLBACKEND"] == "module://matplotlib_inline.backend_inline"  # the notebook's own pictures
 
 
 def test_closed_output(folder):

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import architecture
 import lines
+import numpy as np
 import pytest
 import readme
+
+import run
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "minivae").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
-ORDER = ["errors", "unix", "files", "ops", "parameters", "adam", "layers", "gaussian", "sigmas", "vae", "gradcheck",
-         "checks", "exercises", "images", "training", "density", "trained",
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ORDER = ["errors", "unix", "files", "ops", "parameters", "adam", "layers", "gaussian", "spectrum", "sigmas", "vae",
+         "gradcheck", "checks", "exercises", "images", "training", "density", "trained",
          "__init__"]  # each may import itself and what stands before it
 
 
@@ -59,10 +63,20 @@ def test_the_readmes_tables_are_what_their_scripts_write(module, name, monkeypat
 
 
 def test_the_readmes_model_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
-    exec(block, names)
+    exec(BLOCKS[0], names)
     assert names["rec"].shape == names["kl"].shape == (64,) and names["adam"].t == 0  # ops.record counts steps
+
+
+def test_the_readmes_trained_model_runs(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    np.savez("images.npz", images=rng.integers(0, 256, (20, 32, 32, 3), np.uint8))
+    assert run.main(["--data", "images.npz", "--steps", "1", "--out", "runs/housenumbers-1"]) == 0
+    names = {}
+    exec(BLOCKS[1], names)
+    assert names["images"].shape == names["x_hat"].shape == (8, 32, 32, 3)
+    assert names["images"].dtype == names["x_hat"].dtype == np.uint8
+    assert names["mean"].shape == names["var"].shape == (8, 10) and names["bound"].shape == (8,)
 
 
 def test_code_lines_leave_out_comments_and_docstrings():

@@ -30,3 +30,17 @@ BN_EPS = 1e-3  # added to a variance under batch norm's square root
 VAR_FLOOR = 1e-5  # added to softplus: the variance of q(z|x) never reaches zero
 HALF_RANGE = 127.5  # grey levels 0..255 become x = level / 127.5 - 1 in [-1, 1]
 SIGMA_FLOOR = 1 / HALF_RANGE  # one grey level: a fitted p(x|z) that is narrower would describe the rounding
+
+
+def operations(gpu=False, precision="fp32"):
+    """numpy_ops, or cuda_ops on the first GPU in precision "tf32" or "fp32". UserError says what a GPU lacks."""
+    if not gpu:
+        from minivae.ops import numpy_ops
+
+        return numpy_ops
+    from minivae.ops import cuda_module
+
+    cuda_module.require_gpu(precision)
+    from minivae.ops import cuda_ops
+
+    return cuda_ops

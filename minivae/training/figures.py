@@ -51,18 +51,19 @@ def limits(steps, values):
 
 
 def draw_samples(path, vae, count=200, seed=0):
-    """x_hat of `count` draws from the prior, RandomState(seed).randn as the reference draws them, in rows of 20."""
-    z = np.random.RandomState(seed).randn(count, vae.latent)
-    save_grid(path, decode(vae, z), GRID_COLUMNS)
+    """x_hat of `count` draws from the prior, in rows of 20."""
+    save_grid(path, decode(vae, prior(vae, count, seed)), GRID_COLUMNS)
+
+
+def prior(vae, count, seed):
+    """`count` draws z (N, Z) from the prior, as the reference draws them."""
+    return np.random.RandomState(seed).randn(count, vae.latent)
 
 
 def draw_reconstructions(path, vae, images, count=50, columns=10):
     """Test images above their reconstructions, z the mean of q(z|x)."""
     x = to_model(vae, images[:count])
-    pairs = np.stack([vae.ops.to_host(x), decode(vae, vae.ops.to_host(vae.encode(x)))])
-    pairs = np.pad(pairs, ((0, 0), (0, -len(x) % columns), *3 * [(0, 0)]), constant_values=1)
-    rows = pairs.reshape(2, -1, columns, *vae.shape).swapaxes(0, 1)
-    save_grid(path, rows.reshape(-1, *vae.shape), columns)
+    save_pairs(path, vae.ops.to_host(x), decode(vae, vae.ops.to_host(vae.encode(x))), columns)
 
 
 def draw_interpolation(path, vae, images, count=10, columns=12):
@@ -130,6 +131,14 @@ def save_grid(path, images, columns, scale=2):
     picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
     with replacing(path) as beside:
         picture.save(beside, format="png")
+
+
+def save_pairs(path, above, below, columns):
+    """Two sets of as many images (N, H, W, C): each row of the first has that of the second below it."""
+    pairs = np.stack([above, below])
+    pairs = np.pad(pairs, ((0, 0), (0, -len(above) % columns), *3 * [(0, 0)]), constant_values=1)
+    rows = pairs.reshape(2, -1, columns, *above.shape[1:]).swapaxes(0, 1)
+    save_grid(path, rows.reshape(-1, *above.shape[1:]), columns)
 
 
 def to_grid(images, columns):
