@@ -286,7 +286,7 @@ def images_of(run, args):
 
 
 def open_model(args):
-    """The run, its trained model, and after how many steps it was saved."""
+    """The run, its trained model, and what checkpoint.load_model says of it."""
     ops = operations(args)
     from minivae.training import checkpoint
 
@@ -386,7 +386,7 @@ def evaluate(args):
     """Estimate ln p(x) of test images: density.json, density.png and the same on the screen."""
     from minivae.density import card
 
-    run, vae, step = open_model(args)
+    run, vae, (step, _) = open_model(args)
     settings = {name: getattr(args, name, gpu if args.gpu else cpu) for name, (_, cpu, gpu) in DENSITY.items()}
     card.evaluate(run, vae, matching_data(run, args), step, **settings, seed=args.seed)
     print_pictures(run, "density.png", "density.json")

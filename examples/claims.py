@@ -27,8 +27,9 @@ from scipy.special import logsumexp
 
 from minivae.density import estimates
 from minivae.density.baselines import FullGaussian
-from minivae.density.estimates import Noise
+from minivae.density.estimates import Noise, numbered
 from minivae.images import housenumbers
+from minivae.images.data import hashes
 from minivae.ops import HALF_RANGE, VAR_FLOOR, numpy_ops, plain
 from minivae.training import figures
 from minivae.training.evaluation import Evaluation
@@ -288,7 +289,7 @@ def draw_codes(axis, vae, images):
     """Ellipses of q(z|x) at one and two standard deviations."""
     t = np.linspace(0, 2 * np.pi, 60)
     circle = np.stack([np.cos(t), np.sin(t)], 1)
-    posterior = estimates.Model(vae, len(images)).posterior(figures.to_model(vae, images))
+    posterior = estimates.Model(vae).posterior(figures.to_model(vae, images))
     for i, (mean, var) in enumerate(zip(*posterior, strict=True)):
         for radius in (1, 2):
             axis.plot(*(mean + radius * np.sqrt(var) * circle).T, f"C{i}", lw=1)
@@ -459,11 +460,11 @@ def naive(count=32, most=10_000, chains=16, transitions=100):
     figure, axis = plt.subplots(figsize=(5.5, 3.6))
     missing = {}
     for part, (name, m, v) in enumerate((("naive", 0 * mean, 1 + 0 * var), ("IWAE", mean, var))):
-        log_w = estimates.importance(model, x, m, v, most, Noise(0, part))
+        log_w = estimates.importance(model, x, m, v, most, Noise(0, part, numbered(count)))
         short = np.array([truth - estimates.log_mean_exp(log_w[:k]) for k in samples])
         missing[name] = short[-1]
         axis.errorbar(samples, short.mean(1), short.std(1, ddof=1) / count**0.5, label=name)
-    annealed = estimates.anneal(model, x, mean, var, chains, transitions, Noise(0, 2))
+    annealed = estimates.anneal(model, x, mean, var, chains, transitions, Noise(0, 2, numbered(count)))
     missing["AIS"] = truth - estimates.log_mean_exp(annealed["log_w"])
     axis.axhline(missing["AIS"].mean(), color="C2", label=f"AIS, {chains} chains of {transitions}")
     axis.set(xlabel="samples", ylabel="ln p(x) - estimate, nats", xscale="log", yscale="symlog")
@@ -501,10 +502,10 @@ def likelihood_and_kl(steps=1500, train=3000):
     left.legend()
     x = estimates.scaled(test)
     gaussian = FullGaussian(images).log_density(x)
-    model = estimates.Model(trained(images, 10, "optimal", 0, steps), len(x))
+    model = estimates.Model(trained(images, 10, "optimal", 0, steps))
     device_x = model.device(x)
     mean, var = model.posterior(device_x)
-    _, bound = estimates.elbo(model, device_x, mean, var, Noise(0, 1).normal((8, *mean.shape)))
+    _, bound = estimates.elbo(model, device_x, mean, var, Noise(0, 1, hashes(test)).normal((8, *mean.shape), 1))
     names = ("full Gaussian", "VAE, bound")
     bits = [estimates.bits_per_dim(value, x[0].size) for value in (gaussian, bound)]
     right.bar(names, [b.mean() for b in bits], yerr=[estimates.standard_error(b) for b in bits])

@@ -15,7 +15,7 @@ from scipy import integrate, special, stats
 
 import run as run_command
 from minivae.density import baselines, card, estimates, report
-from minivae.density.estimates import Model, Noise
+from minivae.density.estimates import Model, Noise, numbered
 from minivae.errors import UserError
 from minivae.images import data
 from minivae.images.data import Dataset, Split
@@ -27,6 +27,11 @@ from minivae.vae import VAE, Widths
 SMALL = Widths((4, 5, 6), 9, (6, 5, 4))
 
 
+def noise_of(count, part):
+    """Noise of `count` images."""
+    return Noise(3, part, numbered(count))
+
+
 class LinearGaussian:
     """x = w z + 0.5 noise: p(x) and p(z|x) are normal. Everything that estimates.Model has, in closed form."""
 
@@ -34,7 +39,7 @@ class LinearGaussian:
         self.w, self.sigma = rng.standard_normal((latent, size)), sigma
         self.covariance = np.linalg.inv(np.eye(latent) + self.w @ self.w.T / sigma**2)  # of p(z|x)
 
-    def log_likelihood(self, x, z, gradient=False):
+    def log_likelihood(self, x, z, gradient=False, progress=iter):
         error = x - z @ self.w
         log_p = -((error / self.sigma) ** 2 + np.log(2 * np.pi * self.sigma**2)).sum(-1) / 2
         return (log_p, error @ self.w.T / self.sigma**2) if gradient else log_p
@@ -55,7 +60,7 @@ class LinearGaussian:
 def linear(rng):
     """(model, x, a q that is wrong in mean and too narrow and wide in places, as an encoder's is)"""
     model = LinearGaussian(rng)
-    x = model.simulate(rng.standard_normal((6, 3)), Noise(3, 9))
+    x = model.simulate(rng.standard_normal((6, 3)), noise_of(6, 9))
     sd = np.diag(model.covariance) ** 0.5
     mean = model.posterior(x) + 0.7 * sd * rng.standard_normal((6, 3))
     return model, x, mean, sd**2 * rng.uniform(0.6, 2, (6, 3))
@@ -87,7 +92,7 @@ def test_three_forms_of_the_bound(linear):
 
 def test_importance_bound_rises_to_the_truth(linear):
     model, x, mean, var = linear
-    log_w = estimates.importance(model, x, mean, 2 * var, 8000, Noise(0, 1))  # wide enough: bounded weights
+    log_w = estimates.importance(model, x, mean, 2 * var, 8000, noise_of(6, 1))  # wide enough: bounded weights
     bounds = [estimates.log_mean_exp(log_w.reshape(k, -1)).mean() for k in (1, 20, 1000)]
     truth = model.log_p(x)
     assert bounds[0] < bounds[1] - 0.1 and bounds[1] < bounds[2] < truth.mean() + 0.005
@@ -98,9 +103,9 @@ def test_importance_bound_rises_to_the_truth(linear):
 def test_the_true_posterior_needs_one_sample(rng):
     """One latent: p(z|x) is diagonal, all weights are p(x), and every one of them counts."""
     model = LinearGaussian(rng, latent=1)
-    x = model.simulate(rng.standard_normal((4, 1)), Noise(3, 9))
+    x = model.simulate(rng.standard_normal((4, 1)), noise_of(4, 9))
     var = np.full((4, 1), model.covariance[0, 0])
-    log_w = estimates.importance(model, x, model.posterior(x), var, 5, Noise(0, 1))
+    log_w = estimates.importance(model, x, model.posterior(x), var, 5, noise_of(4, 1))
     np.testing.assert_allclose(log_w, np.tile(model.log_p(x), (5, 1)), rtol=1e-12)
     np.testing.assert_allclose(estimates.effective_samples(log_w), 5)
 
@@ -112,8 +117,8 @@ def test_weights_far_apart_stay_finite():
 
 def test_naive_monte_carlo_is_far_below(rng):
     model = LinearGaussian(rng, size=40, latent=6, sigma=0.1)
-    x = model.simulate(rng.standard_normal((6, 6)), Noise(3, 9))
-    log_w = estimates.importance(model, x, np.zeros((6, 6)), np.ones((6, 6)), 1000, Noise(0, 1))
+    x = model.simulate(rng.standard_normal((6, 6)), noise_of(6, 9))
+    log_w = estimates.importance(model, x, np.zeros((6, 6)), np.ones((6, 6)), 1000, noise_of(6, 1))
     assert (estimates.log_mean_exp(log_w) < model.log_p(x) - 20).all()
     assert (estimates.effective_samples(log_w) < 5).all()
 
@@ -121,14 +126,14 @@ def test_naive_monte_carlo_is_far_below(rng):
 @pytest.mark.parametrize("base", ["q", "prior"])
 def test_ais_finds_the_truth_inside_its_sandwich(rng, base):
     model, z = LinearGaussian(rng, size=6, latent=2, sigma=1), rng.standard_normal((6, 2))
-    x = model.simulate(z, Noise(3, 9))
+    x = model.simulate(z, noise_of(6, 9))
     mean, var = np.zeros((6, 2)), np.ones((6, 2))
     if base == "q":  # as wrong as an encoder's
         mean, var = model.posterior(x) + 0.1, np.tile(0.5 * np.diag(model.covariance), (6, 1))
-    found = estimates.anneal(model, x, mean, var, 500, 100, Noise(0, 2), z)
+    found = estimates.anneal(model, x, mean, var, 500, 100, noise_of(6, 2), z)
     lower, upper = estimates.log_mean_exp(found["log_w"]), -estimates.log_mean_exp(found["reverse_log_w"])
-    np.testing.assert_allclose(lower, model.log_p(x), atol=0.05)
-    np.testing.assert_allclose(upper, model.log_p(x), atol=0.05)
+    np.testing.assert_allclose(lower, model.log_p(x), atol=0.1)
+    np.testing.assert_allclose(upper, model.log_p(x), atol=0.1)
     assert found["acceptance"].mean() == pytest.approx(estimates.ACCEPTANCE, abs=0.08)
     assert (estimates.effective_samples(found["log_w"]) > 100).all()
 
@@ -136,8 +141,8 @@ def test_ais_finds_the_truth_inside_its_sandwich(rng, base):
 def test_short_ais_is_sandwiched(rng):
     """Few temperatures from the prior: far off, and the two bounds say so without being told the truth."""
     model, z = LinearGaussian(rng, size=40, latent=6, sigma=0.1), rng.standard_normal((6, 6))
-    x = model.simulate(z, Noise(3, 9))
-    found = estimates.anneal(model, x, np.zeros((6, 6)), np.ones((6, 6)), 8, 15, Noise(0, 2), z)
+    x = model.simulate(z, noise_of(6, 9))
+    found = estimates.anneal(model, x, np.zeros((6, 6)), np.ones((6, 6)), 8, 15, noise_of(6, 2), z)
     lower, upper = estimates.log_mean_exp(found["log_w"]), -estimates.log_mean_exp(found["reverse_log_w"])
     assert (lower < model.log_p(x) - 0.5).all() and (upper > model.log_p(x) + 0.5).all()
 
@@ -149,7 +154,7 @@ def test_the_weights_are_unbiased_however_few_the_transitions(rng, reverse):
     Weights after the transition instead of before, a wrong temperature or an inexact acceptance would all show.
     """
     model = LinearGaussian(rng, size=3, latent=2, sigma=1.5)
-    x = model.simulate(rng.standard_normal((2, 2)), Noise(3, 9))
+    x = model.simulate(rng.standard_normal((2, 2)), noise_of(2, 9))
     mean = model.posterior(x) + 0.6 * np.diag(model.covariance) ** 0.5
     var, betas = np.tile((0.6 if reverse else 2) * np.diag(model.covariance), (2, 1)), np.array([0, 0.2, 0.7, 1])
     draws = rng.standard_normal((40000, 2, 2))
@@ -159,7 +164,7 @@ def test_the_weights_are_unbiased_however_few_the_transitions(rng, reverse):
         z = mean + np.sqrt(var) * draws
     step = np.array([[0.9, 1.1], [0.7, 1.2]])
     kept = step.copy()
-    log_w, accepted = estimates.ais(model, x, z, mean, var, betas, step, Noise(0, 2))
+    log_w, accepted = estimates.ais(model, x, z, mean, var, betas, step, noise_of(2, 2))
     ratio = np.exp(log_w + (1 if reverse else -1) * model.log_p(x))
     error = ratio.std(0) / len(ratio) ** 0.5
     assert error.max() < 0.01 and ratio.std(0).min() > 0.1  # precise, and not precise for want of anything to do
@@ -178,7 +183,7 @@ def test_reverse_ais_mirrors_the_forward_run(linear, monkeypatch):
         return transition(model, x, state, mean, var, beta, step, noise)
 
     monkeypatch.setattr(estimates, "hamiltonian", recorded)
-    estimates.anneal(model, x, mean, var, 8, 5, Noise(0, 2), model.posterior(x))
+    estimates.anneal(model, x, mean, var, 8, 5, noise_of(6, 2), model.posterior(x))
     assert [chains for chains, _, _ in runs] == [2] * 5 + [8] * 10
     forward, reverse = runs[5:10], runs[:9:-1]
     for (_, beta, step), (_, other_beta, other_step) in zip(forward, reverse, strict=True):
@@ -196,9 +201,9 @@ def test_a_trajectory_that_leaves_the_numbers_is_rejected(rng):
             return np.where(np.abs(z).max(-1) > 3, np.nan, value), g
 
     model = Cliff(rng)
-    x, z = model.simulate(np.zeros((4, 3)), Noise(3, 9)), np.zeros((2, 4, 3))
+    x, z = model.simulate(np.zeros((4, 3)), noise_of(4, 9)), np.zeros((2, 4, 3))
     state = z, *model.log_likelihood(x, z, gradient=True)
-    moved, rate = estimates.hamiltonian(model, x, state, z[0], z[0] + 1, 1.0, np.full((4, 3), 50.0), Noise(0, 2))
+    moved, rate = estimates.hamiltonian(model, x, state, z[0], z[0] + 1, 1.0, np.full((4, 3), 50.0), noise_of(4, 2))
     assert (rate == 0).all()
     for new, old in zip(moved, state, strict=True):
         np.testing.assert_array_equal(new, old)
@@ -207,10 +212,10 @@ def test_a_trajectory_that_leaves_the_numbers_is_rejected(rng):
 def test_hamiltonian_transition_leaves_its_density_alone(rng):
     """From exact draws of p(z|x) to exact draws, at a step that rejects many: energy or acceptance wrong would show."""
     model = LinearGaussian(rng)
-    x = model.simulate(rng.standard_normal((1, 3)), Noise(3, 9))
+    x = model.simulate(rng.standard_normal((1, 3)), noise_of(1, 9))
     z = rng.multivariate_normal(model.posterior(x)[0], model.covariance, 20000)[:, None]
     base, step = (np.full((1, 3), 0.3), np.full((1, 3), 2.0)), 1.4 * np.diag(model.covariance)[None] ** 0.5
-    state, rates, noise = (z, *model.log_likelihood(x, z, gradient=True)), [], Noise(0, 4)
+    state, rates, noise = (z, *model.log_likelihood(x, z, gradient=True)), [], noise_of(1, 4)
     for _ in range(3):
         state, rate = estimates.hamiltonian(model, x, state, *base, 1.0, step, noise)
         rates.append(rate.mean())
@@ -225,10 +230,10 @@ def test_hamiltonian_transition_leaves_its_density_alone(rng):
 def test_a_fine_trajectory_keeps_its_energy(rng, beta):
     """Only with the force that is the energy's gradient; a wrong one is still a valid chain, but a slow one."""
     model, z = LinearGaussian(rng, sigma=2), 3 + rng.standard_normal((50, 6, 3))
-    x = model.simulate(z[0], Noise(3, 9))
+    x = model.simulate(z[0], noise_of(6, 9))
     state, step = (z, *model.log_likelihood(x, z, gradient=True)), np.full((6, 3), 0.01)
     base = np.full((6, 3), -1.0), np.full((6, 3), 0.5)
-    rate = estimates.hamiltonian(model, x, state, *base, beta, step, Noise(0, 4))[1]
+    rate = estimates.hamiltonian(model, x, state, *base, beta, step, noise_of(6, 4))[1]
     assert rate.min() > 0.99
 
 
@@ -241,7 +246,7 @@ def test_temperatures():
 def test_fit_finds_the_best_diagonal_gaussian(rng):
     """For a normal posterior: its mean, and the inverse diagonal of its precision. The prior is a quarter of that."""
     model = LinearGaussian(rng, sigma=2)
-    x = model.simulate(rng.standard_normal((8, 3)), Noise(3, 9))
+    x = model.simulate(rng.standard_normal((8, 3)), noise_of(8, 9))
     truth, best = model.posterior(x), np.tile(1 / np.diag(np.linalg.inv(model.covariance)), (8, 1))
     mean, var = truth + rng.choice([-1, 1], (8, 3)), np.full((8, 3), 0.6)
 
@@ -250,7 +255,7 @@ def test_fit_finds_the_best_diagonal_gaussian(rng):
         return np.mean([kl_normal(m, np.diag(v), t, model.covariance) - kl_normal(t, np.diag(b), t, model.covariance)
                         for m, v, t, b in zip(mean, var, truth, best, strict=True)])
 
-    fitted = estimates.fit_posterior(model, x, mean, var, Noise(0, 5))
+    fitted = estimates.fit_posterior(model, x, mean, var, noise_of(8, 5))
     assert excess(mean, var) > 3 and excess(*fitted) < 0.03
     np.testing.assert_allclose(fitted[0], truth, atol=0.15)
     np.testing.assert_allclose(fitted[1].mean(0), best[0], rtol=0.1)
@@ -263,10 +268,10 @@ def test_latent_summaries(rng):
     var = np.tile([0.3, 1.0], (800, 1))
     assert estimates.active_units(mean).tolist() == [True, False]
     assert estimates.active_units(np.array([[1.0, 1], [-1, -1]]) * np.sqrt([0.0101, 0.0099])).tolist() == [True, False]
-    lower, upper, error = estimates.aggregate_kl(mean, var, Noise(0, 6))
+    lower, upper, error = estimates.aggregate_kl(mean, var, noise_of(800, 6))
     np.testing.assert_allclose([lower, upper], 0, atol=0.03)
     assert abs(upper) < 3 * error < 0.1
-    shifted = estimates.aggregate_kl(mean + [2, 0], var, Noise(0, 6))[:2]
+    shifted = estimates.aggregate_kl(mean + [2, 0], var, noise_of(800, 6))[:2]
     np.testing.assert_allclose(shifted, 2, atol=0.1)  # |shift|^2 / 2
     kl = estimates.kl_per_latent(np.array([[1.0, 0]]), np.array([[1.0, 4]]))
     np.testing.assert_allclose(kl, [[0.5, (4 - 1 - np.log(4)) / 2]])
@@ -309,7 +314,7 @@ def test_estimated_density_integrates_to_one(rng):
     model = LinearGaussian(rng, size=1, latent=2)
     grid = np.linspace(-12, 12, 401)[:, None]
     mean, var = model.posterior(grid), np.tile(2 * np.diag(model.covariance), (401, 1))
-    log_w = estimates.importance(model, grid, mean, var, 400, Noise(0, 1))
+    log_w = estimates.importance(model, grid, mean, var, 400, noise_of(401, 1))
     assert integrate.trapezoid(np.exp(estimates.log_mean_exp(log_w)), grid[:, 0]) == pytest.approx(1, abs=0.01)
 
 
@@ -330,7 +335,7 @@ def small_vae(ops, rng, sigma=0.4):
 @pytest.mark.parametrize("sigma", [0.4, "optimal", "learned", "pixel"])
 def test_model_is_the_density_and_gradient_of_the_decoder(ops, rng, check, sigma):
     vae, x = small_vae(ops, rng, sigma)
-    model, z, weight = Model(vae, 4), rng.standard_normal((2, 7, 3)), rng.standard_normal((2, 7))
+    model, z, weight = Model(vae), rng.standard_normal((2, 7, 3)), rng.standard_normal((2, 7))
     log_p, gradient = model.log_likelihood(x, z, gradient=True)
     for k in range(2):
         a = vae.generator.forward(z[k], train=False)
@@ -350,13 +355,20 @@ def test_decoder_density_integrates_to_one(ops, rng, sigma):
     x = np.repeat(x_hat[None], len(grid), 0)
     x[:, 2, 3, 1] = grid
     rest = -0.5 * (np.log(2 * np.pi * var).sum() - np.log(2 * np.pi * var[2, 3, 1]))
-    log_p = Model(vae, 667).log_likelihood(x, np.repeat(z, len(grid), 1))[0]
+    log_p = Model(vae).log_likelihood(x, np.repeat(z, len(grid), 1))[0]
     assert integrate.trapezoid(np.exp(log_p - rest), grid) == pytest.approx(1, rel=1e-6)
+
+
+def model_of(vae, rows):
+    """A Model that sees at least so many rows at a time, as on a GPU."""
+    model = Model(vae)
+    model.batch = rows
+    return model
 
 
 def all_estimates(vae, x, eps, batch):
     """Everything that runs the VAE, with an image's noise tied to the image."""
-    model = Model(vae, batch)
+    model = model_of(vae, batch)
     mean, var = model.posterior(x)
     _, gradient = model.log_likelihood(x, eps, gradient=True)
     return mean, var, *estimates.elbo(model, x, mean, var, eps), gradient.swapaxes(0, 1)
@@ -379,19 +391,44 @@ def test_neither_batch_size_nor_order_matters(ops, rng, sigma):
 def test_ais_does_not_depend_on_the_batch_size(ops, rng):
     vae, x = small_vae(ops, rng)
     base = np.zeros((7, 3)), np.ones((7, 3))
-    found = [estimates.anneal(Model(vae, batch), x, *base, 4, 3, Noise(0, 1)) for batch in (5, 64)]
-    np.testing.assert_allclose(found[0]["log_w"], found[1]["log_w"], rtol=1e-7)
+    found = [estimates.anneal(model_of(vae, rows), x, *base, 4, 3, noise_of(7, 1)) for rows in (1, 8, 64)]
+    for other in found[1:]:
+        np.testing.assert_allclose(other["log_w"], found[0]["log_w"], rtol=1e-7)
+
+
+@pytest.mark.parametrize("sigma", [0.1, "pixel"])
+def test_an_images_estimates_have_the_same_bits_in_any_company(ops, monkeypatch, sigma):
+    """In float32, whose rounding an accepted or rejected trajectory would make large."""
+    monkeypatch.setattr(estimates, "FIT_STEPS", 5)
+    vae = VAE((8, 8, 3), 3, ops, widths=SMALL, sigma=sigma)
+    images = np.random.default_rng(0).integers(0, 256, (23, 8, 8, 3), np.uint8)
+    model = Model(vae)
+
+    def found(rows):
+        noise = Noise(0, 1, data.hashes(images[rows]))
+        x = model.device(estimates.scaled(images[rows], noise))
+        mean, var = model.posterior(x)
+        log_w = estimates.importance(model, x, mean, var, 20, noise)
+        q = estimates.fit_posterior(model, x, mean, var, noise)
+        annealed = estimates.anneal(model, x, *q, 5, 4, noise)["log_w"]
+        simulated = model.simulate(mean, noise)
+        return [mean, var, log_w.T, *q, annealed.T, simulated]
+
+    whole = found(np.arange(23))
+    for rows in ([4], [22, 4, 0], [*range(9, 23)]):
+        for mine, expected in zip(found(rows), whole, strict=True):
+            np.testing.assert_array_equal(mine, expected[rows])
 
 
 def test_ais_sandwich_of_a_vae(ops, rng, monkeypatch):
     monkeypatch.setattr(estimates, "FIT_STEPS", 50)
     vae, _ = small_vae(ops, rng)
-    model, z = Model(vae, 1024), rng.standard_normal((4, 3))
-    x = model.simulate(z, Noise(0, 7))
-    q = estimates.fit_posterior(model, x, *model.posterior(x), Noise(0, 8))
-    found = estimates.anneal(model, x, *q, 16, 20, Noise(0, 9), z)
+    model, z = Model(vae), rng.standard_normal((4, 3))
+    x = model.simulate(z, noise_of(4, 7))
+    q = estimates.fit_posterior(model, x, *model.posterior(x), noise_of(4, 8))
+    found = estimates.anneal(model, x, *q, 16, 20, noise_of(4, 9), z)
     lower, upper = estimates.log_mean_exp(found["log_w"]), -estimates.log_mean_exp(found["reverse_log_w"])
-    naive = estimates.log_mean_exp(estimates.importance(model, x, 0 * z, 1 + 0 * z, 6000, Noise(0, 10)))
+    naive = estimates.log_mean_exp(estimates.importance(model, x, 0 * z, 1 + 0 * z, 6000, noise_of(4, 10)))
     _, bound = estimates.elbo(model, x, *q, rng.standard_normal((100, 4, 3)))
     np.testing.assert_allclose(lower, naive, atol=0.2)  # three latents and a wide sigma: here naive sampling arrives
     np.testing.assert_allclose(upper, naive, atol=0.2)
@@ -401,24 +438,49 @@ def test_ais_sandwich_of_a_vae(ops, rng, monkeypatch):
 def test_simulated_images_have_the_decoders_moments(ops, rng):
     vae, _ = small_vae(ops, rng, "pixel")
     z = np.repeat(rng.standard_normal((1, 3)), 4000, 0)
-    x = Model(vae, 1000).simulate(z, Noise(0, 11))
-    few = [Model(vae, batch).simulate(z[:7], Noise(0, 12)) for batch in (3, 64)]
-    np.testing.assert_allclose(few[0], few[1])
+    x = Model(vae).simulate(z, noise_of(4000, 11))
+    few = [model_of(vae, rows).simulate(z[:7], noise_of(7, 12)) for rows in (1, 3, 64)]
+    np.testing.assert_allclose(few[1:], [few[0]] * 2)
     a = vae.generator.forward(z[:1], train=False)
     np.testing.assert_allclose(x.mean(0), vae.likelihood.mean(a)[0], atol=0.1)
     np.testing.assert_allclose(x.var(0), vae.likelihood.var(a)[0], rtol=0.15)
 
 
 def test_noise_is_reproducible_and_never_repeats():
-    first, second, other = Noise(0, 1), Noise(0, 1), Noise(0, 2)
-    a, b = first.normal((5, 3)), first.normal((5, 3))
+    """Between calls, parts, seeds and images."""
+    first, second = noise_of(5, 1), noise_of(5, 1)
+    a = first.normal((5, 3))
     np.testing.assert_array_equal(a, second.normal((5, 3)))
-    assert not np.intersect1d(a, b).size and not np.intersect1d(a, other.normal((5, 3))).size
+    others = [noise_of(5, 2), Noise(4, 1, numbered(5)), Noise(3, 1, [b"%d" % i for i in range(5)])]
+    values = [a, *(noise.normal((5, 3)) for noise in (first, *others))]
+    assert len(np.unique(values)) == 5 * 15
+
+
+def test_an_images_noise_is_its_own():
+    """Whatever the other images are, on whichever axis they lie; a part of them goes on from the same numbers."""
+    names = [b"cat", b"dog", b"cow"]
+    for draw in (Noise.normal, Noise.uniform):
+        whole = draw(Noise(0, 1, names), (3, 4, 5))
+        np.testing.assert_array_equal(draw(Noise(0, 1, names[1:]), (4, 2, 5), axis=1), whole[1:].swapaxes(0, 1))
+        noise = Noise(0, 1, names)
+        part = noise.of(np.array([2, 0]))
+        np.testing.assert_array_equal(draw(part, (2, 4, 5)), whole[[2, 0]])
+        np.testing.assert_array_equal(draw(noise, (3, 4, 5)), whole)
+
+
+def test_noise_has_the_moments_of_its_law():
+    """Over images, and over the numbers of each."""
+    for draw, law in ((Noise.normal, stats.norm), (Noise.uniform, stats.uniform)):
+        x = draw(noise_of(400, 1), (300, 400), axis=1)
+        assert stats.kstest(x.ravel(), law.cdf).pvalue > 1e-3
+        for axis in (0, 1):
+            means = stats.norm(law.mean(), law.std() / x.shape[axis] ** 0.5)
+            assert stats.kstest(x.mean(axis), means.cdf).pvalue > 1e-3
 
 
 def test_dequantized_pixels_fill_their_grey_levels(rng):
     images = rng.integers(0, 256, (40, 8, 8, 3), np.uint8)
-    offset = (estimates.scaled(images, Noise(0, 13)) + 1) * 127.5 - images
+    offset = (estimates.scaled(images, noise_of(40, 13)) + 1) * 127.5 - images
     assert -0.5 < offset.min() < -0.499 and 0.499 < offset.max() < 0.5
     assert offset.mean() == pytest.approx(0, abs=4 * (1 / 12 / offset.size) ** 0.5)
     assert offset.var() == pytest.approx(1 / 12, rel=0.03)
@@ -430,9 +492,9 @@ def test_the_model_on_the_gpu(cuda, rng, sigma):
     x, z = rng.uniform(-1, 1, (5, 8, 8, 3)), rng.standard_normal((2, 5, 3))
     found = []
     for ops in (numpy_ops, cuda_ops):
-        model = Model(VAE((8, 8, 3), 3, ops, np.float64, widths=SMALL, sigma=sigma), 4)
+        model = Model(VAE((8, 8, 3), 3, ops, np.float64, widths=SMALL, sigma=sigma))
         found.append([*model.posterior(x), *model.log_likelihood(x, z, gradient=True),
-                      model.simulate(z[0], Noise(0, 1))])
+                      model.simulate(z[0], noise_of(5, 1))])
     for expected, mine in zip(*found, strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-9)
 
@@ -520,9 +582,14 @@ def test_every_row_says_what_it_is(carded):
 def parts(carded):
     """(model, x, mean, var) of the images that the card's bounds are of, with a batch of its own."""
     vae, dataset, *_ = carded
-    model = Model(vae, 4)
+    model = Model(vae)
     x = model.device(estimates.scaled(data.test_subset(dataset.test.images)[:9]))
     return model, x, *model.posterior(x)
+
+
+def card_noise(dataset, part, count=9):
+    """That of the first test images."""
+    return Noise(0, part, data.hashes(data.test_subset(dataset.test.images)[:count]))
 
 
 def log_weights(model, x, mean, var, eps):
@@ -536,9 +603,9 @@ def test_bounds_are_what_their_rows_say(carded, parts):
     """Every row and figure again, from the same noise."""
     _, dataset, found, _, _ = carded
     model, x, mean, var = parts
-    noise = Noise(0, 0)
-    eps = noise.normal((card.DRAWS, 9, 2))
-    log_w = log_weights(model, x, mean, var, np.concatenate([noise.normal((10, 9, 2)) for _ in range(2)]))
+    noise = card_noise(dataset, 0)
+    eps = noise.normal((card.DRAWS, 9, 2), 1)
+    log_w = log_weights(model, x, mean, var, np.concatenate([noise.normal((10, 9, 2), 1) for _ in range(2)]))
     levels = data.test_subset(dataset.test.images)[:9] + noise.uniform((9, 8, 8, 1)) - 0.5
     y = levels / 127.5 - 1
     gaussian = baselines.FullGaussian(dataset.train.images)
@@ -562,13 +629,13 @@ def test_bounds_are_what_their_rows_say(carded, parts):
 
 def test_annealed_rows_are_what_they_say(carded, parts, quick):
     """On the first three images: naive draws from the prior, the fitted q's bound from the fitted q."""
-    found = carded[2]
+    _, dataset, found, _, _ = carded
     model, x, mean, var = (parts[0], *(part[:3] for part in parts[1:]))
-    noise = Noise(0, 3)
+    noise = card_noise(dataset, 3, 3)
     sizes = [15, 15, 14, 14, 14, 14, 14]
-    naive = log_weights(model, x, 0 * mean, 0 * var + 1, np.concatenate([noise.normal((k, 3, 2)) for k in sizes]))
-    log_w = log_weights(model, x, mean, var, np.concatenate([noise.normal((10, 3, 2)) for _ in range(2)]))
-    eps = noise.normal((card.DRAWS, 3, 2))
+    naive = log_weights(model, x, 0 * mean, 0 * var + 1, np.concatenate([noise.normal((k, 3, 2), 1) for k in sizes]))
+    log_w = log_weights(model, x, mean, var, np.concatenate([noise.normal((10, 3, 2), 1) for _ in range(2)]))
+    eps = noise.normal((card.DRAWS, 3, 2), 1)
     q = estimates.fit_posterior(model, x, mean, var, noise)
     annealed = estimates.anneal(model, x, *q, 3, 4, noise)["log_w"]
     expected = {
@@ -587,9 +654,9 @@ def test_simulated_rows_are_what_they_say(carded, parts, quick):
     """AIS from both ends of images drawn from the model; and what the figures say of its chains."""
     found = carded[2]["simulated"]
     model = parts[0]
-    noise = Noise(0, 4)
+    noise = Noise(0, 4, numbered(3))
     z = noise.normal((3, 2))
-    x = model.simulate(z, noise)
+    x = model.simulate(z, Noise(0, 5, numbered(3)))
     q = estimates.fit_posterior(model, x, *model.posterior(x), noise)
     annealed = estimates.anneal(model, x, *q, 3, 4, noise, z)
     lower = special.logsumexp(annealed["log_w"] - np.log(3), 0)
@@ -606,19 +673,19 @@ def test_simulated_rows_are_what_they_say(carded, parts, quick):
 def test_sigma_is_refitted_on_training_images(carded):
     """It is the root of the mean squared error of reconstructions from draws of q."""
     vae, dataset, found, _, _ = carded
-    model = Model(vae, 4)
+    model = Model(vae)
     x = model.device(estimates.scaled(dataset.train.images[:9]))
     mean, var = model.posterior(x)
-    z = mean + np.sqrt(var) * Noise(0, 1).normal((2, 9, 2))
+    z = mean + np.sqrt(var) * Noise(0, 1, data.hashes(dataset.train.images[:9])).normal((2, 9, 2), 1)
     x_hat = np.stack([vae.decode(model.device(codes)).copy() for codes in z])
     assert found["refitted_sigma"] == pytest.approx(((x - x_hat) ** 2).mean() ** 0.5, rel=1e-5)
 
 
 def test_the_refitted_row_is_the_elbo_of_a_model_with_that_sigma(carded, parts):
     """But for the noise of the estimate at the old sigma, which is scaled as squared errors are."""
-    vae, _, found, _, _ = carded
+    vae, dataset, found, _, _ = carded
     model, x, mean, var = parts
-    eps = Noise(0, 0).normal((card.DRAWS, 9, 2))
+    eps = card_noise(dataset, 0).normal((card.DRAWS, 9, 2), 1)
     kept = vae.likelihood.log_sigma.value.copy()
     old, _ = estimates.elbo(model, x, mean, var, eps)
     vae.likelihood.log_sigma.value[...] = np.log(found["refitted_sigma"])
@@ -634,10 +701,10 @@ def test_the_refitted_row_is_the_elbo_of_a_model_with_that_sigma(carded, parts):
 
 def test_each_use_of_noise_has_a_part_of_its_own(ops, quick, tmp_path, monkeypatch):
     parts = []
-    monkeypatch.setattr(card, "Noise", lambda seed, part: parts.append((seed, part)) or Noise(seed, part))
+    monkeypatch.setattr(card, "Noise", lambda seed, part, names: parts.append((seed, part)) or Noise(seed, part, names))
     run, vae, dataset = make_run(tmp_path, ops)
     card.evaluate(run, vae, dataset, 0, **SETTINGS | {"seed": 3})
-    assert sorted(parts) == [(3, part) for part in range(5)]
+    assert sorted(parts) == [(3, part) for part in range(6)]
 
 
 def test_card_of_a_learned_sigma_is_the_same_again(ops, quick, tmp_path, capsys, monkeypatch):
@@ -705,11 +772,11 @@ def test_images_that_were_trained_on_are_left_out(ops, quick, tmp_path, capsys):
     assert found["left_out"] == 2 and "2 test images are left out" in capsys.readouterr().out
     assert found["bounds"]["rows"]["elbo"]["images"] == found["reference_protocol"]["images"] == 10
     x = estimates.scaled(np.delete(subset, [0, 4], 0)[:3]).astype(np.float32)
-    model = Model(vae, 3)
-    noise = Noise(0, 3)
+    model = Model(vae)
+    noise = Noise(0, 3, data.hashes(np.delete(subset, [0, 4], 0)[:3]))
     for count in (15, 15, 14, 14, 14, 14, 14, 10, 10):
-        noise.normal((count, 3, 2))
-    _, elbo = estimates.elbo(model, x, *model.posterior(x), noise.normal((card.DRAWS, 3, 2)))
+        noise.normal((count, 3, 2), 1)
+    _, elbo = estimates.elbo(model, x, *model.posterior(x), noise.normal((card.DRAWS, 3, 2), 1))
     np.testing.assert_allclose(found["annealed"]["elbo_each"], elbo, rtol=1e-6)
 
 
@@ -731,13 +798,13 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(ops, tmp_path, monke
 
 def test_a_collapsed_posterior_is_called_so():
     found = {"seed": 0, "notes": []}
-    card.latents(found, np.zeros((50, 3)), np.ones((50, 3)))
+    card.latents(found, np.zeros((50, 3)), np.ones((50, 3)), numbered(50))
     assert found["notes"] == ["warning: the posterior has collapsed: q(z|x) ignores the image in 3 of 3 latents"]
     mean = np.random.default_rng(0).standard_normal((50, 3)) * [1, 1, 0]
-    card.latents(found, mean, np.full((50, 3), 0.1))
+    card.latents(found, mean, np.full((50, 3), 0.1), numbered(50))
     assert found["notes"][1].startswith("warning: the posterior has collapsed in part: q(z|x) ignores")
     assert found["latents"]["active"] == [True, True, False]
-    card.latents(found, mean[:, :2], np.full((50, 2), 0.1))
+    card.latents(found, mean[:, :2], np.full((50, 2), 0.1), numbered(50))
     assert len(found["notes"]) == 2
 
 

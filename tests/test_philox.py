@@ -25,6 +25,14 @@ def test_seed_stream_step_and_position_all_matter():
     np.testing.assert_array_equal(philox.words(1, 1, 1, 5), draws[0][:5])
 
 
+def test_a_row_for_each_key():
+    """It is what the key's seed gives alone, also in rows of odd length."""
+    seeds = [3, 2**40 + 9, 2**64 - 1]
+    keys = np.array([(seed & 0xFFFFFFFF, seed >> 32) for seed in seeds], np.uint32)
+    for draw in (philox.words, philox.uniforms, philox.normals):
+        np.testing.assert_array_equal(draw(keys, 4, 2**33, 7), [draw(seed, 4, 2**33, 7) for seed in seeds])
+
+
 def test_normals(rng):
     x = philox.normals(3, philox.STREAMS["train"], 9, 400_001)
     assert x.size == 400_001

@@ -31,6 +31,7 @@ from minivae.training import checkpoint, figures
 from minivae.training.loop import train
 from minivae.training.runs import Run
 from minivae.training.settings import Config
+from minivae.training.statistics import estimated
 from minivae.training.trainer import Trainer
 from minivae.vae import Widths
 
@@ -323,9 +324,10 @@ def test_a_checkpoint_of_another_model_changes_nothing(ops, saved):
 def test_a_model_and_its_step(ops, saved):
     whole, model = trainer(ops, np.float32), trainer(ops, np.float32)
     checkpoint.load_training(saved / "checkpoint.h5", whole)
-    assert checkpoint.load_model(saved / "checkpoint.h5", model.vae, saved.config) == whole.step_count == 6
+    assert checkpoint.load_model(saved / "checkpoint.h5", model.vae, saved.config)[0] == whole.step_count == 6
     np.testing.assert_array_equal(model.vae.params.values, whole.vae.params.values)
-    np.testing.assert_array_equal(model.vae.params.moving_statistics, whole.vae.params.moving_statistics)
+    with estimated(whole):
+        np.testing.assert_array_equal(model.vae.params.moving_statistics, whole.vae.params.moving_statistics)
 
 
 def test_any_number_of_stops_changes_no_bit(ops, tmp_path, monkeypatch):

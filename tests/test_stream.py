@@ -86,6 +86,8 @@ def test_unseen_images_are_told_from_streamed_ones(both, images, monkeypatch):
         for repeated in (0, 7, 99):
             some = np.stack([images[0] ^ 1, images[repeated], images[1] ^ 1])
             assert data.unseen(some, d.train.images) == [0, 2]
+        copies = np.stack([images[0] ^ 1, images[1] ^ 1, images[0] ^ 1, images[5]])
+        assert data.unseen(copies, d.train.images) == [0, 1]
         with pytest.raises(UserError, match="every test image occurs in the training set"):
             data.unseen(images[[7, 3]], d.train.images)
 

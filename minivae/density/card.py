@@ -17,7 +17,7 @@ from minivae.density import baselines, estimates
 from minivae.density.estimates import Model, Noise, effective_samples, log_mean_exp, scaled
 from minivae.density.report import Stages, draw, print_card
 from minivae.files import refuse_unwritable, write_text
-from minivae.images.data import test_subset, unseen
+from minivae.images.data import hashes, test_subset, unseen
 from minivae.sigmas import FITTED_SIGMAS
 from minivae.training.evaluation import Evaluation
 
@@ -64,18 +64,19 @@ def evaluate(run, vae, dataset, step, **settings):
         "left_out": len(subset) - len(test), "dimensions": math.prod(test.shape[1:]),
         **settings, "elbo_draws": DRAWS, "naive_draws": NAIVE, "notes": [],
     }
-    model = Model(vae, vae.ops.IMAGES_AT_ONCE)
+    model = Model(vae)
     stage = Stages(16 + fixed)
     stage("loss by the reference's protocol")
     rec, kl = Evaluation(vae, test, run.config.seed).losses()
     figures = {"loss": rec + kl, "rec": rec, "KL": kl}
     card["reference_protocol"] = {"images": len(test), **section(card, {}, figures)}
     test = test[: card["images"]]
-    mean, var = bounds(card, model, test, train, stage, fixed)
-    latents(card, mean, var)
+    names = list(hashes(test))
+    mean, var = bounds(card, model, test, names, train, stage, fixed)
+    latents(card, mean, var, names)
     few = slice(card["ais_images"])
     x = model.device(scaled(test[few]))
-    annealed(card, model, x, mean[few], var[few], stage)
+    annealed(card, model, x, mean[few], var[few], names[few], stage)
     simulated(card, model, len(x), stage)
     stage("the card")
     print_card(card)
@@ -106,12 +107,12 @@ def section(card, nats, figures):
     return {"rows": rows, "figures": {name: float(value) for name, value in figures.items()}}
 
 
-def bounds(card, model, test, train, stage, fixed):
+def bounds(card, model, test, names, train, stage, fixed):
     """Baselines, ELBO and importance-weighted bound on all test images; mean and var of q(z|x)."""
     size = card["dimensions"]
-    noise = Noise(card["seed"], 0)
+    noise = Noise(card["seed"], 0, names)
     x = model.device(scaled(test))
-    eps = noise.normal((DRAWS, len(test), model.vae.latent))
+    eps = noise.normal((DRAWS, len(test), model.vae.latent), 1)
     mean, var = model.posterior(x)
     _, elbo = estimates.elbo(model, x, mean, var, eps, stage("ELBO"))
     log_w = estimates.importance(model, x, mean, var, card["importance"], noise, stage("IWAE"))
@@ -150,7 +151,7 @@ def refitted(card, model, train, log_likelihood, progress):
     old = float(card["sigma"])
     x = model.device(scaled(train))
     mean, var = model.posterior(x)
-    eps = Noise(card["seed"], 1).normal((2, *mean.shape))
+    eps = Noise(card["seed"], 1, hashes(train)).normal((2, *mean.shape), 1)
 
     def mse(log_likelihood):
         return -2 * old**2 * (log_likelihood / size + math.log(2 * math.pi * old**2) / 2)
@@ -161,7 +162,7 @@ def refitted(card, model, train, log_likelihood, progress):
     return -size * (mse(log_likelihood) / best + math.log(2 * math.pi * best)) / 2
 
 
-def latents(card, mean, var):
+def latents(card, mean, var, names):
     """What the code says. One image can tell its KL alone."""
     kl = estimates.kl_per_latent(mean, var).mean(0).tolist()
     card["latents"] = {"kl": kl, **section(card, {}, {})}
@@ -169,7 +170,7 @@ def latents(card, mean, var):
         card["notes"].append("one image cannot tell which latents are active, nor KL(q(z) || p(z))")
         return
     active = estimates.active_units(mean)
-    lower, upper, error = estimates.aggregate_kl(mean, var, Noise(card["seed"], 2))
+    lower, upper, error = estimates.aggregate_kl(mean, var, Noise(card["seed"], 2, names))
     figures = {"aggregate_KL_lower": lower, "aggregate_KL_upper": upper,
                "aggregate_KL_upper_standard_error": error}
     card["latents"] = {"kl": kl, "active": active.tolist(), **section(card, {}, figures)}
@@ -180,13 +181,13 @@ def latents(card, mean, var):
             f"{np.count_nonzero(~active)} of {len(active)} latents")
 
 
-def annealed(card, model, x, mean, var, stage):
+def annealed(card, model, x, mean, var, names, stage):
     """All lower bounds and AIS on the same few test images, and what ln p(x) - ELBO is made of."""
-    noise = Noise(card["seed"], 3)
+    noise = Noise(card["seed"], 3, names)
     prior = np.zeros_like(mean), np.ones_like(var)
     naive = estimates.importance(model, x, *prior, NAIVE, noise, stage("naive Monte Carlo"))
     log_w = estimates.importance(model, x, mean, var, card["importance"], noise, stage("IWAE"))
-    eps = noise.normal((DRAWS, *mean.shape))
+    eps = noise.normal((DRAWS, *mean.shape), 1)
     q = estimates.fit_posterior(model, x, mean, var, noise, stage("fit of q"))
     found = estimates.anneal(
         model, x, *q, card["ais_chains"], card["ais_steps"], noise, stage=stage)
@@ -204,9 +205,10 @@ def annealed(card, model, x, mean, var, stage):
 
 def simulated(card, model, count, stage):
     """AIS from both ends on images drawn from the model: how wrong AIS is with these settings."""
-    noise = Noise(card["seed"], 4)
+    names = estimates.numbered(count)
+    noise = Noise(card["seed"], 4, names)
     z = noise.normal((count, model.vae.latent))
-    x = model.simulate(z, noise)
+    x = model.simulate(z, Noise(card["seed"], 5, names))
     q = estimates.fit_posterior(model, x, *model.posterior(x), noise, stage("fit of q, simulated"))
     found = estimates.anneal(model, x, *q, card["ais_chains"], card["ais_steps"], noise, z, stage)
     lower = log_mean_exp(found["log_w"])

@@ -6,11 +6,14 @@
 x (N, H, W, C) are images in [-1, 1] on the model's device, z (K, N, Z) are K codes for each of
 them. A code is a few numbers, so all sampling is done in NumPy float64; only the encoder and the
 decoder run on the device. Results are nats per image (N,), and never a loss: the constant
-(D/2) ln 2 pi that training drops is part of every ln p(x|z).
+(D/2) ln 2 pi that training drops is part of every ln p(x|z). Those of an image are the same, to the
+bit, whatever the other images are.
 
 progress(iterable) is what a long loop goes through; it may show how far the loop has come.
 """
 
+import copy
+import hashlib
 import math
 
 import numpy as np
@@ -28,31 +31,52 @@ ACTIVE = 0.01  # variance over images above which a latent's mean is active: arX
 
 
 class Noise:
-    """Random numbers of the "density" stream, a new step for each call; `part` tells uses apart."""
+    """Random numbers of the "density" stream for N images, whose names (bytes) tell them apart.
 
-    def __init__(self, seed, part):
-        self.seed = seed
+    An image's numbers follow from the seed, its name, the part and the call: `part` tells uses
+    apart, and each call takes new numbers. The images lie along `axis` of the shape asked for.
+    """
+
+    def __init__(self, seed, part, names):
+        keys = [hashlib.sha256(b"%d %b" % (seed, name)).digest()[:8] for name in names]
+        self.keys = np.frombuffer(b"".join(keys), "<u4").reshape(-1, 2)
         self.step = part << 32
 
-    def normal(self, shape):
-        return self._draw(philox.normals, shape)
+    def normal(self, shape, axis=0):
+        return self._draw(philox.normals, shape, axis)
 
-    def uniform(self, shape):
+    def uniform(self, shape, axis=0):
         """In the open interval (0, 1)."""
-        return self._draw(philox.uniforms, shape)
+        return self._draw(philox.uniforms, shape, axis)
 
-    def _draw(self, draws, shape):
+    def of(self, rows):
+        """The noise of these images alone, which begins with the numbers of this one's next call."""
+        part = copy.copy(self)
+        part.keys = self.keys[rows]
+        return part
+
+    def _draw(self, draws, shape, axis):
         self.step += 1
-        stream = philox.STREAMS["density"]
-        return draws(self.seed, stream, self.step, math.prod(shape)).reshape(shape)
+        of_one = (*shape[:axis], *shape[axis + 1 :])
+        numbers = draws(self.keys, philox.STREAMS["density"], self.step, math.prod(of_one))
+        return np.moveaxis(numbers.reshape(-1, *of_one), 0, axis)
+
+
+def numbered(count):
+    """Names for images that are known by their numbers."""
+    return [b"image %d" % number for number in range(count)]
 
 
 class Model:
-    """A VAE in test mode, as the estimators see it: it runs `batch` images at a time."""
+    """A VAE in test mode, as the estimators see it.
 
-    def __init__(self, vae, batch):
+    It sees the codes of one image together, and as many images as ROWS_TOGETHER allows. All pieces
+    are of one size, so that an image's bits depend on nothing but its own codes.
+    """
+
+    def __init__(self, vae):
         self.vae = vae
-        self.batch = batch
+        self.batch = vae.ops.ROWS_TOGETHER
         self.xp = vae.ops.xp
 
     def device(self, array):
@@ -67,43 +91,46 @@ class Model:
             self.vae.posterior.forward(mean, s, self.xp.zeros_like(mean))
             return mean, self.vae.posterior.var
 
-        return self._run(encode, len(x))
+        mean, var = self._run(encode, 1, len(x))
+        return mean[0], var[0]
 
-    def log_likelihood(self, x, z, gradient=False):
+    def log_likelihood(self, x, z, gradient=False, progress=iter):
         """ln p(x|z) (K, N); with gradient=True also its gradient in z (K, N, Z)."""
         k, n, latent = z.shape
-        codes = z.reshape(-1, latent)
 
         def decode(rows):
-            rec = self.vae.rec(self.device(codes[rows]), x[self.xp.asarray(rows % n)], train=False)
-            return (rec, self.vae.rec_dz(want_dw=False)) if gradient else [rec]
+            codes = self.device(z[:, rows].reshape(-1, latent))
+            images = x[self.xp.asarray(np.tile(rows, k))]  # of each code
+            rec = self.vae.rec(codes, images, train=False)
+            if not gradient:
+                return [rec]
+            return rec, -len(codes) * self.vae.rec_dz(want_dw=False)  # which is of the piece's mean
 
-        rec, *dz = self._run(decode, k * n)
-        log_p = -rec.reshape(k, n) - x[0].size / 2 * math.log(2 * math.pi)
-        if not gradient:
-            return log_p
-        return log_p, -self._size(k * n) * dz[0].reshape(z.shape)  # dz is of the piece's mean rec
+        rec, *dlog_p = self._run(decode, k, n, progress)
+        log_p = -rec - x[0].size / 2 * math.log(2 * math.pi)
+        return (log_p, *dlog_p) if gradient else log_p
 
     def simulate(self, z, noise):
-        """Images drawn from p(x|z), z (N, Z)."""
+        """Images drawn from p(x|z), z (N, Z); nothing else may use the noise."""
 
-        images = [self.vae.ops.to_host(self.vae.draw(self.device(code[None]), noise)) for code in z]
-        return self.device(np.concatenate(images))
+        def draw(rows):
+            return [self.vae.draw(self.device(z[rows]), noise.of(rows))]
 
-    def _run(self, function, total):
-        """The arrays that function(rows) returns for pieces of range(total), joined, on the host.
+        return self.device(self._run(draw, 1, len(z))[0][0])
 
-        All pieces are of one size: the last starts over at row 0, and what it repeats is dropped.
+    def _run(self, function, k, n, progress=iter):
+        """The arrays (k, n, ...) that function(images) finds for pieces of range(n), on the host.
+
+        function returns arrays (k m, ...) for m images. The last piece starts over at image 0, and
+        what it repeats is dropped.
         """
-        size = self._size(total)
+        size = max(1, self.batch // k)
         found = []
-        for start in range(0, total, size):
-            arrays = function(np.arange(start, start + size) % total)
-            found.append([self.vae.ops.to_host(a).astype(np.float64) for a in arrays])
-        return [np.concatenate(parts)[:total] for parts in zip(*found, strict=True)]
-
-    def _size(self, total):
-        return min(self.batch, total)
+        for start in progress(range(0, n, size)):
+            arrays = function(np.arange(start, start + size) % n)
+            found.append([self.vae.ops.to_host(a).astype(np.float64).reshape(k, size, *a.shape[1:])
+                          for a in arrays])
+        return [np.concatenate(parts, 1)[:, :n] for parts in zip(*found, strict=True)]
 
 
 def log_normal(z, mean, var):
@@ -146,13 +173,9 @@ def elbo(model, x, mean, var, eps, progress=iter):
     z = mean + sqrt(var) eps. The first less KL(q || p) estimates the bound too, but less well when
     q is near p(z|x): the noise of the second then vanishes.
     """
-    log_p = np.empty(eps.shape[:2])
-    log_w = np.empty(eps.shape[:2])
-    for k in progress(range(len(eps))):
-        z = (mean + np.sqrt(var) * eps[k])[None]
-        log_p[k] = model.log_likelihood(x, z)[0]
-        log_w[k] = log_p[k] + (log_normal(z, 0, 1) - log_normal(z, mean, var))[0]
-    return log_p.mean(0), log_w.mean(0)
+    z = mean + np.sqrt(var) * eps
+    log_p = model.log_likelihood(x, z, progress=progress)
+    return log_p.mean(0), log_weight(z, log_p, mean, var).mean(0)
 
 
 def kl_per_latent(mean, var):
@@ -168,7 +191,7 @@ def importance(model, x, mean, var, count, noise, progress=iter):
     """
     log_w = np.empty((count, len(x)))
     for block in progress(np.array_split(log_w, -(-count // BLOCK))):
-        z = mean + np.sqrt(var) * noise.normal((len(block), *mean.shape))
+        z = mean + np.sqrt(var) * noise.normal((len(block), *mean.shape), 1)
         block[...] = log_weight(z, model.log_likelihood(x, z), mean, var)
     return log_w
 
@@ -188,7 +211,7 @@ def fit_posterior(model, x, mean, var, noise, progress=iter):
     for t in progress(range(1, FIT_STEPS + 1)):
         u = q[0]
         sd = np.exp(q[1])
-        eps = noise.normal((2, *mean.shape))
+        eps = noise.normal((2, *mean.shape), 1)
         eps = np.concatenate([eps, -eps])
         _, g = model.log_likelihood(x, mean + unit * u + sd * eps, gradient=True)
         du = unit * (g.mean(0) - mean - unit * u)
@@ -250,8 +273,8 @@ def hamiltonian(model, x, state, mean, var, beta, step, noise):
         return step * (beta * (g - z) - (1 - beta) * (z - mean) / var)
 
     z, log_p, g = state
-    step = step * (0.8 + 0.4 * noise.uniform((*z.shape[:2], 1)))
-    r = noise.normal(z.shape)
+    step = step * (0.8 + 0.4 * noise.uniform((*z.shape[:2], 1), 1))
+    r = noise.normal(z.shape, 1)
     start = energy(z, log_p, r)
     for _ in range(LEAPFROG):
         r = r + force(z, g) / 2
@@ -261,7 +284,7 @@ def hamiltonian(model, x, state, mean, var, beta, step, noise):
     change = start - energy(z, log_p, r)
     change = np.nan_to_num(change, nan=-np.inf)  # not a number: z left the range of float32
     rate = np.exp(np.minimum(change, 0))
-    accept = noise.uniform(rate.shape) < rate
+    accept = noise.uniform(rate.shape, 1) < rate
     keep = accept[..., None]
     z = np.where(keep, z, state[0])
     log_p = np.where(accept, log_p, state[1])
@@ -286,7 +309,7 @@ def anneal(model, x, mean, var, chains, count, noise, exact=None, stage=silent):
     step = np.full((count, len(x)), 0.5)
 
     def start(k):
-        return mean + np.sqrt(var) * noise.normal((k, *mean.shape))
+        return mean + np.sqrt(var) * noise.normal((k, *mean.shape), 1)
 
     few = start(max(chains // 4, 1))
     ais(model, x, few, mean, var, betas, step, noise, True, stage("AIS, step sizes"))

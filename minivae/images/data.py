@@ -71,20 +71,23 @@ def test_rows(count):
 
 
 def unseen(images, train):
-    """The rows of `images` that are not among `train`: a density says nothing of training images.
+    """The rows of `images` that are not among `train`, nor copies of earlier rows.
 
-    UserError if there are none.
+    A density says nothing of training images, and a copy says nothing new. UserError if no row is
+    left.
     """
-    digests = list(_hashes(images))
-    seen = set(digests).intersection(_hashes(train))
-    rows = [row for row, digest in enumerate(digests) if digest not in seen]
+    first = {}
+    for row, digest in enumerate(hashes(images)):
+        first.setdefault(digest, row)
+    seen = set(first).intersection(hashes(train))
+    rows = [row for digest, row in first.items() if digest not in seen]
     if not rows:
         raise UserError("every test image occurs in the training set, so that none can tell what "
                         "new images would get; give other test images")
     return rows
 
 
-def _hashes(images):
+def hashes(images):
     """The sha256 of each image; the images need not fit in memory."""
     for chunk in chunks(images):
         for image in chunk:

@@ -23,7 +23,7 @@ Letters of shapes: N images; (H, W) a Geometry's big side with I channels; (h, w
 kernel's edge; C channels of batch norm or of an image; Z latents; D = H W C.
 
 Beside the operations each module has what its device needs: xp (the array module), Buffers, to_host, capture,
-DoubleBuffer, free_memory, SYNCHRONOUS and IMAGES_AT_ONCE. Those of a CPU are in host.py.
+DoubleBuffer, free_memory, SYNCHRONOUS, IMAGES_AT_ONCE and ROWS_TOGETHER. Those of a CPU are in host.py.
 """
 
 BN_EPS = 1e-3  # added to a variance under batch norm's square root

@@ -18,6 +18,7 @@ INSTALL = "pip install -r requirements-gpu.txt"
 TENSOR_CORES = 80  # the compute capability from which mma takes tf32
 SYNCHRONOUS = False  # an operation returns before the GPU has done it; looking at a result would wait
 IMAGES_AT_ONCE = 1024  # of an evaluation: enough to fill the GPU
+ROWS_TOGETHER = 1024  # of an estimate of ln p(x): no kernel rounds a row otherwise because of the others
 
 xp = None  # cupy, or numpy under the tests' emulator
 precision = "tf32"  # of float32 products: "tf32" (tensor cores, 10 bits of mantissa) or "fp32"

@@ -11,6 +11,7 @@ from minivae.ops import HALF_RANGE, SIGMA_FLOOR, VAR_FLOOR, cuda_module
 from minivae.ops.cuda_conv import conv, conv_dw, conv_dx, dense, dense_dw, dense_dx, im2col  # noqa: F401
 from minivae.ops.cuda_module import (  # noqa: F401
     IMAGES_AT_ONCE,
+    ROWS_TOGETHER,
     SYNCHRONOUS,
     Buffers,
     DoubleBuffer,

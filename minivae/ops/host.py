@@ -7,6 +7,7 @@ import numpy as np
 
 SYNCHRONOUS = True  # an operation is done when it returns, so looking at a result costs no wait
 IMAGES_AT_ONCE = 64  # of an evaluation: more would leave the caches
+ROWS_TOGETHER = 1  # of an estimate of ln p(x): BLAS may round a row otherwise at another place among others
 
 
 class Buffers:

@@ -14,28 +14,34 @@ _SHIFT = np.uint64(32)
 
 
 def philox4x32(counter, key):
-    """Ten rounds of Philox.  counter (..., 4) uint32, key (2,) uint32  ->  (..., 4) uint32 random words."""
+    """Ten rounds of Philox.  counter (..., 4), key (..., 2) uint32  ->  (..., 4) uint32 random words."""
     c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, np.uint64), -1, 0)
-    k0, k1 = (int(k) for k in key)
+    k0, k1 = np.moveaxis(np.asarray(key, np.uint64), -1, 0)
     for _ in range(10):
         p, q = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1 = (q >> _SHIFT) ^ c1 ^ np.uint64(k0), q & _LOW
-        c2, c3 = (p >> _SHIFT) ^ c3 ^ np.uint64(k1), p & _LOW
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+        c0, c1 = (q >> _SHIFT) ^ c1 ^ k0, q & _LOW
+        c2, c3 = (p >> _SHIFT) ^ c3 ^ k1, p & _LOW
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & _LOW, (k1 + np.uint64(0xBB67AE85)) & _LOW
     return np.stack([c0, c1, c2, c3], -1).astype(np.uint32)
 
 
 def words(seed, stream, step, count):
     """`count` uint32 words for (seed, stream, step): counter = (position // 4, stream, step), key = seed.
 
-    seed and step are taken modulo 2^64, stream is a number of STREAMS.
+    seed and step are taken modulo 2^64, stream is a number of STREAMS. In place of a seed there may be keys (N, 2)
+    uint32: the words are then (N, count), a row for each key.
     """
     step = int(step) % 2**64
-    seed = int(seed) % 2**64
+    if np.ndim(seed) == 0:
+        seed = int(seed) % 2**64
+        key = seed & 0xFFFFFFFF, seed >> 32
+    else:
+        key = seed[:, None]
     counter = np.empty((-(-count // 4), 4), np.uint32)
     counter[:, 0] = np.arange(len(counter))
     counter[:, 1:] = stream, step & 0xFFFFFFFF, step >> 32
-    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:count]
+    found = philox4x32(counter, key)  # (..., words / 4, 4)
+    return found.reshape(*found.shape[:-2], -1)[..., :count]
 
 
 def uniforms(seed, stream, step, count):
@@ -48,9 +54,12 @@ def normals(seed, stream, step, count):
 
     (u, v) uniform  ->  sqrt(-2 ln u) cos(2 pi v),  sqrt(-2 ln u) sin(2 pi v)
     """
-    u, v = uniforms(seed, stream, step, count + count % 2).reshape(-1, 2).T
+    pairs = uniforms(seed, stream, step, count + count % 2)
+    u = pairs[..., ::2]
+    v = pairs[..., 1::2]
     radius = np.sqrt(-2 * np.log(u))
-    return np.stack([radius * np.cos(2 * np.pi * v), radius * np.sin(2 * np.pi * v)], -1).reshape(-1)[:count]
+    found = np.stack([radius * np.cos(2 * np.pi * v), radius * np.sin(2 * np.pi * v)], -1)
+    return found.reshape(pairs.shape)[..., :count]
 
 
 def truncated_normals(seed, stream, step, count):

@@ -1,6 +1,7 @@
 """A checkpoint: one HDF5 file from which training goes on bit for bit.
 
     parameters/NAME  moving/NAME  adam/m/NAME  adam/v/NAME      arrays under the names that vae.py gives them
+    estimated/NAME                                              the moving ones re-estimated for test mode
     history                                                     losses since the last line of metrics.csv
     attributes: step, seconds, config (JSON), minivae and numpy versions
 
@@ -23,6 +24,7 @@ from minivae.errors import UserError, run_command
 from minivae.files import cannot_read, go_on_without, replacing
 from minivae.training.runs import Run
 from minivae.training.settings import Config
+from minivae.training.statistics import estimated
 from minivae.vae import VAE
 
 SEAL = 512  # bytes of the HDF5 user block
@@ -35,6 +37,11 @@ def model_arrays(vae):
     """{name in the file: the live array} of all that sampling needs."""
     arrays = {f"parameters/{p.name}": p.value for p in vae.params.trained}
     return arrays | {f"moving/{p.name}": p.value for p in vae.params.state}
+
+
+def _estimated_arrays(vae):
+    """{name in the file: the live array} of statistics, where test mode has its own."""
+    return {f"estimated/{p.name}": p.value for p in vae.params.state}
 
 
 def training_arrays(trainer):
@@ -72,6 +79,9 @@ def _content(trainer, config, seconds):
     with h5py.File(file, "w", userblock_size=SEAL) as f:
         for name, array in training_arrays(trainer).items():
             f[name] = trainer.ops.to_host(array)
+        with estimated(trainer):
+            for name, array in _estimated_arrays(trainer.vae).items():
+                f[name] = trainer.ops.to_host(array)
         f.attrs.update(step=trainer.step_count, seconds=seconds, config=json.dumps(asdict(config)),
                        minivae=minivae.__version__, numpy=np.__version__)
     content = file.getbuffer()
@@ -92,7 +102,7 @@ def _read(path):
 
 
 def open_model(folder, ops):
-    """The run in `folder`, its trained model, and after how many steps it was saved. UserError if there is none."""
+    """The run in `folder`, its trained model, and what load_model returns. UserError if there is none."""
     run = Run.open(folder)
     config = run.config
     vae = VAE(config.shape, config.latent, ops, kl=config.kl, sigma=config.sigma)
@@ -100,10 +110,19 @@ def open_model(folder, ops):
 
 
 def load_model(path, vae, config):
-    """Fill the model from `path` and return the step it was saved at. UserError if it is not this run's checkpoint."""
+    """Fill the model from `path` with the statistics for test mode. UserError if it is not this run's checkpoint.
+
+    Returns the step it was saved at, and the flat array of the moving statistics.
+    """
     with _opened(path, config) as f:
         _fill(path, f, vae.ops, model_arrays(vae))
-        return int(f.attrs["step"])
+        moving = vae.params.moving_statistics.copy()
+        if "estimated" in f:
+            _fill(path, f, vae.ops, _estimated_arrays(vae))
+        else:
+            print(f"{path} was saved by an earlier version, without statistics re-estimated for test mode: batch norm "
+                  "takes the moving ones")
+        return int(f.attrs["step"]), moving
 
 
 def load_training(path, trainer):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from minivae.training import checkpoint, figures, finite
 from minivae.training.divergence import Divergence
 from minivae.training.evaluation import TEST_BATCH, Evaluation
+from minivae.training.statistics import estimated
 
 FIRST_PICTURES = 100  # the step after which a run can be looked at
 WARM, TIMED = 5, 20  # steps of a process: from the first to the second, a step is timed
@@ -64,6 +65,8 @@ def train(run, trainer, test_images, seconds=0.0):
             tqdm.write(needs(trainer, test_images))
             if trainer.step_count == 0:  # a disk that cannot take it is told of at once
                 checkpoint.save(run / "checkpoint.h5", trainer, run.config, seconds)
+                tqdm.write("test losses use batch norm's moving averages, as the reference does: for the first few "
+                           "hundred steps these trail the weights, and test losses are far above training losses")
             while trainer.step_count < steps and not signals.received:
                 loop.step()
         except OSError:  # the reader of standard output has gone, or its disk is full
@@ -134,7 +137,7 @@ class Loop:
         self.draw()
 
     def draw(self):
-        with self.untimed():
+        with self.untimed(), estimated(self.trainer):
             figures.draw_all(self.run, self.trainer.vae, self.test_images)
 
     @contextlib.contextmanager

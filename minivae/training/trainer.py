@@ -33,6 +33,7 @@ class Trainer:
         self.x = ops.xp.zeros((config.batch_size, *config.shape), dtype)
         self.eps = ops.xp.zeros((config.batch_size, config.latent), dtype)
         self.step_count = 0  # finished steps: adam.t, on the host
+        self.estimated_at = None  # the step after which statistics.estimated found what it keeps here
         self.check_each = ops.SYNCHRONOUS  # a GPU would have to be waited for
         self._step = ops.capture(self.device_step)
 
