@@ -4,8 +4,9 @@ import numpy as np
 from tqdm import tqdm
 
 from minivae.density import estimates
-from minivae.density.estimates import Model, Noise
+from minivae.density.estimates import Model, Noise, numbered
 from minivae.errors import UserError
+from minivae.images.data import hashes
 from minivae.training import figures
 
 SAMPLES = 6  # the part of the noise that sample takes
@@ -17,11 +18,11 @@ class TrainedVAE:
 
     def __init__(self, vae):
         self.vae = vae
-        self.model = Model(vae, vae.ops.IMAGES_AT_ONCE)
+        self.model = Model(vae)
 
     def encode(self, images):
         """mean, var (N, Z) float32 of q(z|x). UserError if the images are of another shape or type."""
-        batches = [self.model.posterior(x) for x in self._batches(images)]
+        batches = [self.model.posterior(x) for _, x in self._batches(images)]
         mean, var = (np.concatenate(parts).astype(np.float32) for parts in zip(*batches, strict=True))
         return mean, var
 
@@ -34,8 +35,8 @@ class TrainedVAE:
         z = figures.prior(self.vae, count, seed)
         if not noise:
             return self.decode(z)
-        numbers = Noise(seed, SAMPLES)
-        return np.concatenate([figures.to_uint8(self.vae.ops.to_host(self.model.simulate(z[rows], numbers)))
+        numbers = Noise(seed, SAMPLES, numbered(count))
+        return np.concatenate([figures.to_uint8(self.vae.ops.to_host(self.model.simulate(z[rows], numbers.of(rows))))
                                for rows in self._rows(count)])
 
     def score(self, images, importance=100, seed=0):
@@ -43,18 +44,23 @@ class TrainedVAE:
 
         importance: draws of z for each image. UserError if the images are of another shape or type.
         """
-        noise = Noise(seed, SCORES)
-        log_w = [estimates.importance(self.model, x, *self.model.posterior(x), importance, noise)
-                 for x in self._batches(images)]
-        return np.concatenate([estimates.log_mean_exp(batch) for batch in log_w])
+        scores = []
+        for rows, x in self._batches(images):
+            noise = Noise(seed, SCORES, hashes(images[rows]))
+            log_w = estimates.importance(self.model, x, *self.model.posterior(x), importance, noise)
+            scores.append(estimates.log_mean_exp(log_w))
+        return np.concatenate(scores)
 
     def _batches(self, images):
-        """The images in turn, on the device and in [-1, 1]. UserError if they are of another shape or type."""
+        """Slices of the images, each with its images on the device and in [-1, 1].
+
+        UserError if they are of another shape or type.
+        """
         if images.shape[1:] != self.vae.shape or images.dtype != np.uint8 or not len(images):
             shape = ", ".join(map(str, self.vae.shape))
             raise UserError(f"images of shape {images.shape} and type {images.dtype}; give uint8 (N, {shape})")
         for rows in self._rows(len(images)):
-            yield self.model.device(estimates.scaled(images[rows]))
+            yield rows, self.model.device(estimates.scaled(images[rows]))
 
     def _rows(self, count):
         """The batches of `count` images, as slices."""

@@ -226,7 +226,7 @@ def test_encode(folder, rng):
     images = rng.integers(0, 256, (70, 16, 16, 3), np.uint8)
     np.savez(folder / "own.npz", images=images, labels=np.array(["cat", "dog"])[np.arange(70) % 2])
     _, vae, _ = checkpoint.open_model(folder / "first", numpy_ops)
-    model = estimates.Model(vae, 70)
+    model = estimates.Model(vae)
     mean, var = model.posterior(model.device(estimates.scaled(images)))
     for name in ("codes.npz", "codes.csv", "codes.h5"):
         done = run("encode", "first", "own.npz", "--out", name, cwd=folder)
