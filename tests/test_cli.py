@@ -86,6 +86,7 @@ def test_a_training_can_be_watched_through_a_pipe(folder):
         assert process.stdout.readline().startswith("digits: 40 training and 20 test images of 16x16x3")
         assert process.stdout.readline() == "100000 steps on 40 images of digits, into watched\n"
         assert " parameters; about " in process.stdout.readline()
+        assert process.stdout.readline().startswith("test losses use batch norm's moving averages")
         assert process.stdout.readline().startswith("step      1 ")
         assert process.poll() is None
         process.kill()
@@ -443,7 +444,7 @@ def test_a_notebook(folder, monkeypatch):
             thread = threading.Thread(target=cell, args=arguments)
             thread.start()
             thread.join()
-    assert statuses == [0, 0, 2] and err.getvalue().startswith("error: x holds no run"), err.getvalue()
+    assert statuses == [0, 0, 2] and err.getvalue().startswith("error: there is no x"), err.getvalue()
     assert "step      2" in out.getvalue() and out.getvalue().endswith("new/samples.png\n")
     assert os.environ["MPLBACKEND"] == "module://matplotlib_inline.backend_inline"  # the notebook's own pictures
 
@@ -493,7 +494,7 @@ def test_how_to_go_on_can_be_pasted(capsys, monkeypatch, options, words):
     assert f"{expected}\n" in capsys.readouterr().out
     with pytest.raises(UserError, match=re.escape(f"{expected} trains it")):
         checkpoint.load_model(run / "checkpoint.h5", None, run.config)
-    command_line.operations(argparse.Namespace(gpu=False))
+    command_line.operations(argparse.Namespace(command="resume", gpu=False))
     assert run_command("resume", "x") == "python run.py resume x"
 
 
