@@ -15,6 +15,7 @@ from minivae.ops import HALF_RANGE
 NU = 8  # degrees of freedom
 HIDDEN = 128  # units between z and the bands' scales
 OCTAVES = 8  # of spatial frequency, each in two orientations and every colour axis
+CALM = 0.1  # gamma before the last layer, at first: Adam's steps then move x_hat that much less
 COLOURS = {1: np.eye(1), 3: np.array([(1, 1, 1), (1, 0, -1), (1, -2, 1)]) / np.sqrt([[3], [2], [6]])}  # orthonormal
 
 
@@ -133,6 +134,7 @@ class Spectrum(Likelihood):
         self.spectrum.value[...] = asarray(np.log(var) / 2, self.spectrum.value.dtype)
         self.b.value[...] = asarray(np.arctanh(colour), self.b.value.dtype)
         self.scales.w.value[...] = 0
+        generator.tconv2.norm.gamma.value[...] = CALM
         generator.tconv3.w.value[...] = 0
 
 
