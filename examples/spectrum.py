@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pages import DOCS
 
 import minivae
-from minivae.density.estimates import Noise
+from minivae.density.estimates import Noise, numbered
 from minivae.ops import HALF_RANGE
 from minivae.training.figures import to_uint8
 
@@ -52,7 +52,7 @@ def draw_moved(axis, vae):
 
 def draw_images(axis, vae):
     z = vae.ops.xp.asarray(np.random.default_rng(0).standard_normal((COLUMNS, vae.latent)), vae.dtype)
-    pictures = [vae.decode(z), vae.draw(z, Noise(0, 0))]
+    pictures = [vae.decode(z), vae.draw(z, Noise(0, 0, numbered(COLUMNS)))]
     rows = [np.concatenate(list(to_uint8(vae.ops.to_host(images))), axis=1) for images in pictures]
     axis.imshow(np.concatenate(rows).squeeze(), cmap="gray")
     axis.set(title="x_hat, and below it a draw of p(x|z)", xticks=[], yticks=[])
