@@ -155,7 +155,7 @@ def train_parser():
     p.add_argument("--seed", type=seed, default=0, help="seed of the initial weights, the batches and the noise")
     p.add_argument("--kl", choices=KLS, default="sample",
                    help="KL term of the loss: estimated from one sample, or exact")
-    p.add_argument("--sigma", type=sigma, default=1.0, metavar="1|VALUE|optimal|learned|pixel",
+    p.add_argument("--sigma", type=sigma, default=1.0, metavar="1|VALUE|optimal|learned|pixel|spectrum",
                    help="standard deviation of p(x|z): a fixed value, or a way to find it (docs/density.md)")
     p.add_argument("--out", type=path, default=argparse.SUPPRESS,
                    help="directory of the new run (default: the next free runs/NAME-N)")

@@ -65,6 +65,7 @@ class Likelihood(Layer):
     """
 
     heads = 1  # of the generator, with C channels each
+    also_seen = None  # a layer of images through which the encoder sees them too
 
     def __init__(self, params, shape, latent, sigma):
         super().__init__(params)

@@ -26,7 +26,7 @@ class Widths:
 class Encoder:
     """x -> mean, s of q(z|x) = N(mean, softplus(s) + 1e-5); batch norm on both heads, as the reference has it."""
 
-    def __init__(self, params, shape, latent, widths):
+    def __init__(self, params, shape, latent, widths, also_seen=None):
         height, width, channels = shape
         c1, c2, c3 = widths.conv
         self.conv1 = conv_block(params, "enc/conv1", (height, width), channels, c1)
@@ -35,6 +35,7 @@ class Encoder:
         self.dense = dense_block(params, "enc/dense", height // 8 * (width // 8) * c3, widths.hidden)
         self.mean = dense_block(params, "enc/mean", widths.hidden, latent, slope=1)
         self.var = dense_block(params, "enc/var", widths.hidden, latent, slope=1)
+        self.also = also_seen(params, shape, widths.hidden) if also_seen else None
         self.ops = params.ops
 
     def forward(self, x, train):
@@ -43,18 +44,24 @@ class Encoder:
         h = self.conv3.forward(h, train)  # (N, 4, 4, 128)
         self.image_shape = h.shape
         h = self.dense.forward(h.reshape(len(h), -1), train)  # (N, 1024)
+        if self.also:
+            self.ops.add(h, self.also.forward(x, train))
         return self.ops.beside(lambda: self.mean.forward(h, train),
                                lambda: self.var.forward(h, train))  # (N, Z) each
 
     def backward(self, dmean, ds, want_dx=False, ready=None):
         dh, dh_of_var = self.ops.beside(lambda: self.mean.backward(dmean), lambda: self.var.backward(ds))
         self.ops.add(dh, dh_of_var)  # h feeds both heads: its gradient is the sum of theirs
+        also_dx = self.also.backward(dh, want_dx) if self.also else None
         dh = self.dense.backward(dh).reshape(self.image_shape)
         if ready:
             ready(self.dense.affine.w)
         dh = self.conv3.backward(dh)
         dh = self.conv2.backward(dh)
-        return self.conv1.backward(dh, want_dx=want_dx)
+        dx = self.conv1.backward(dh, want_dx=want_dx)
+        if want_dx and self.also:
+            self.ops.add(dx, also_dx)
+        return dx
 
 
 class Generator:
@@ -91,8 +98,8 @@ class VAE:
 
     def __init__(self, shape, latent, ops, dtype=np.float32, seed=0, kl="sample", widths=Widths(), sigma=1.0):
         self.params = Parameters(ops, dtype, seed)
-        self.encoder = Encoder(self.params, shape, latent, widths)
         kind = FITTED_SIGMAS.get(sigma, Likelihood)
+        self.encoder = Encoder(self.params, shape, latent, widths, kind.also_seen)
         self.generator = Generator(self.params, shape, latent, widths, kind.heads)
         self.posterior = Posterior(self.params, analytic=kl == "analytic")
         self.likelihood = kind(self.params, shape, latent, sigma)

@@ -247,6 +247,26 @@ def test_a_student_of_many_degrees_is_a_gaussian(ops, rng):
     np.testing.assert_allclose(rec, expected, rtol=1e-4)
 
 
+def test_log_energy_and_its_gradient(ops, rng, check):
+    f, dy, energy, df = rng.standard_normal((4, 12)), rng.standard_normal((4, 3)), empty((4, 3)), empty((4, 12))
+    pool = np.zeros((3, 12))
+    pool[0, :2] = 1 / 2
+    pool[1, 2:3] = 1
+    pool[2, 3:] = 1 / 9
+    f[0, :2] = 0
+    ops.log_energy(f, pool, energy)
+    means = np.stack([(f[:, part] ** 2).mean(1) for part in (slice(2), slice(2, 3), slice(3, None))], 1)
+    np.testing.assert_allclose(energy, np.log(means + 1 / 127.5**2 / 12), rtol=1e-12)
+
+    def loss():
+        ops.log_energy(f, pool, energy)
+        return np.vdot(energy, dy)
+
+    loss()
+    ops.log_energy_dx(dy, f, pool, energy, df)
+    check(loss, {"f": (f, df)})
+
+
 def test_tanh_and_its_gradient(ops, rng, check):
     a, b, dy = rng.standard_normal((4, 3, 5)), rng.standard_normal(5), rng.standard_normal((4, 3, 5))
     y, da, db = empty(a.shape), empty(a.shape), empty(5)

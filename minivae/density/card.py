@@ -86,8 +86,8 @@ def evaluate(run, vae, dataset, step, **settings):
 
 
 def sigma_value(vae):
-    """p(x|z)'s sigma in test mode; None for "pixel", which has one for each value of each image."""
-    if vae.sigma == "pixel":
+    """p(x|z)'s sigma in test mode; None for "pixel" and "spectrum", which have one for each value of each image."""
+    if vae.sigma in ("pixel", "spectrum"):
         return None
     return math.exp(float(vae.likelihood.log_sigma.value[0]))
 

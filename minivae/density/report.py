@@ -35,7 +35,7 @@ def named_sigma(card):
     """"0.3", "learned (0.0832)", "pixel"."""
     if card["sigma"] in ("learned", "optimal"):
         return f"{card['sigma']} ({card['sigma_value']:.4f})"
-    return "pixel" if card["sigma"] == "pixel" else f"{card['sigma_value']:g}"
+    return card["sigma"] if card["sigma_value"] is None else f"{card['sigma_value']:g}"
 
 
 def print_card(card):

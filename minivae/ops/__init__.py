@@ -30,6 +30,7 @@ BN_EPS = 1e-3  # added to a variance under batch norm's square root
 VAR_FLOOR = 1e-5  # added to softplus: the variance of q(z|x) never reaches zero
 HALF_RANGE = 127.5  # grey levels 0..255 become x = level / 127.5 - 1 in [-1, 1]
 SIGMA_FLOOR = 1 / HALF_RANGE  # one grey level: a fitted p(x|z) that is narrower would describe the rounding
+PIXEL_VAR = SIGMA_FLOOR**2 / 12  # of noise that is uniform over one grey level
 
 
 def operations(gpu=False, precision="fp32"):

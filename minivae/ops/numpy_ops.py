@@ -25,6 +25,8 @@ from minivae.ops.plain import (  # noqa: F401
 from minivae.ops.plain_sigmas import (  # noqa: F401
     dequantize,
     fit_sigma,
+    log_energy,
+    log_energy_dx,
     log_sigma_dx,
     subtract,
     tanh_gaussian_pixel,

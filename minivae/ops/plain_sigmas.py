@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from minivae.ops import HALF_RANGE, SIGMA_FLOOR, philox
+from minivae.ops import HALF_RANGE, PIXEL_VAR, SIGMA_FLOOR, philox
 
 
 def log_sigma_dx(rec, log_sigma, size, scale, dlog_sigma):
@@ -66,6 +66,15 @@ def student(f, log_scale, b, nu, scale, rec, df, dlog_scale, db):
     df[...] = scale * weight * f * precision
     dlog_scale[...] = scale * (1 - weight * ratio)
     db[...] = dlog_scale.sum(0)
+
+
+def log_energy(f, pool, energy):
+    """energy (N, B) = ln (f^2 pool^T + floor): f (N, D), pool (B, D) averages over the coefficients of each band."""
+    energy[...] = np.log(f**2 @ pool.T + PIXEL_VAR)
+
+
+def log_energy_dx(denergy, f, pool, energy, df):
+    df[...] = 2 * f * ((denergy / np.exp(energy)) @ pool)
 
 
 def dequantize(seed, stream, t, x):
