@@ -105,6 +105,8 @@ def parser(command):
     if command == "resume":
         p.add_argument("--steps", type=positive, default=argparse.SUPPRESS,
                        help="training steps of the run in all, those already made included (default: as before)")
+        p.add_argument("--lr", type=rate, default=argparse.SUPPRESS,
+                       help="another learning rate from now on; the rate at the end changes in proportion")
     if command == "sample":
         p.add_argument("--count", type=positive, default=200,
                        help="number of images to draw, in rows of 20; unless it is 200, and the seed 0, the file is "
@@ -141,6 +143,8 @@ def train_parser():
                    help="images to train on: the path of a folder, an archive or a file of arrays (data/README.md), or "
                         f"{', '.join(SOURCES)}, which are kept in data/ or in the folder that the environment variable "
                         "MINIVAE_DATA names")
+    p.add_argument("--from", dest="start", type=path, metavar="RUN", default=argparse.SUPPRESS,
+                   help="fine-tune: start from the model of this run, which stays as it is (default: random weights)")
     p.add_argument("--size", type=size, metavar="N|HxW", default=argparse.SUPPRESS,
                    help="crop images to this shape and scale them to it, in pixels (default: take them as they are)")
     p.add_argument("--skip-damaged", action="store_true", help="leave out image files that cannot be read")
@@ -202,12 +206,14 @@ def train(args):
     """Train a model into a new run directory; without a command, this is done."""
     ops = operations(args)
     from minivae.images.data import test_subset
+    from minivae.training import checkpoint
     from minivae.training.loop import train as train_run
     from minivae.training.runs import Run, refuse_out
     from minivae.training.trainer import Trainer
 
     out = getattr(args, "out", None)
     refuse_out(out)
+    start = checkpoint.open_model(args.start, ops) if "start" in args else None
     how = (getattr(args, "size", None), args.skip_damaged)
     dataset = load_data(args.data, *how)
     count = len(dataset.train.images)
@@ -220,6 +226,9 @@ def train(args):
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
                     dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end, *how)
     trainer = Trainer(config, dataset.train.images, ops)
+    if start:
+        checkpoint.start_from(*start, trainer)
+        print(f"starting from the model of {config.origin}")
     run = Run.create(out, dataset.name, config)
     print(f"{steps} steps on {count} images of {dataset.name}, into {run.folder}")
     return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images)))
@@ -241,11 +250,18 @@ def resume(args):
     seconds = 0.0
     if (run / "checkpoint.h5").exists() or (run / checkpoint.PREVIOUS).exists():
         seconds = checkpoint.load_training(run / "checkpoint.h5", trainer)
+    elif run.config.origin:
+        raise UserError(f"{run.folder} has no checkpoint, and its first weights were those of {run.config.origin}; "
+                        "start it again, in another folder")
     steps = getattr(args, "steps", run.config.steps)
     if steps <= trainer.step_count:
         raise UserError(f"{run.folder} has made {trainer.step_count} steps; give a larger --steps to go on")
     run.forget_after(trainer.step_count)
     run.config.steps = steps
+    before = run.config.lr
+    if getattr(args, "lr", before) != before:
+        run.config.change_rate(trainer.step_count, args.lr)
+        print(f"--lr is {args.lr:g} from step {trainer.step_count} on, and was {before:g}")
     run.save_config()
     lr = run.config.learning_rate(trainer.step_count)
     print(f"going on from step {trainer.step_count} of {run.folder}, at a learning rate of {lr:g}")
@@ -267,8 +283,9 @@ def matching_data(run, args):
     dataset = load_data(config.data, config.size, config.skip_damaged)
     print(dataset.summary)
     if (dataset.train.sha256, dataset.test.sha256) != (config.train_sha256, config.test_sha256):
-        raise UserError(f"{config.data} holds other images than {run.folder} was trained on; restore the old ones, or "
-                        "say with --data where they are")
+        raise UserError(f"{config.data} holds other images than {run.folder} was trained on; restore the old ones, say "
+                        "with --data where they are, or fine-tune the model in a new run: "
+                        f"{run_command('--data', config.data, '--from', run.folder)}")
     return dataset
 
 

@@ -129,6 +129,66 @@ def test_resume(folder):
         assert [r["step"] for r in csv.DictReader(f)] == ["2", "3", "4", "6", "8", "9"]
 
 
+def parameters(run):
+    found = []
+
+    def keep(_, item):
+        if isinstance(item, h5py.Dataset):
+            found.append(item[()].ravel())
+
+    with h5py.File(run / "checkpoint.h5") as f:
+        f["parameters"].visititems(keep)
+    return np.concatenate(found)
+
+
+def test_resume_with_another_rate(folder):
+    """It is said, recorded and used: with a rate of nearly nothing the parameters stay where they were."""
+    before = parameters(folder / "first")
+    done = run("resume", "first", "--steps", 8, "--lr", 1e-12, cwd=folder)
+    assert "--lr is 1e-12 from step 6 on, and was 0.001\n" in done.stdout, done
+    config = json.loads((folder / "first" / "config.json").read_text())
+    assert config["lr"] == 1e-12 and config["lr_end"] == 0 and config["earlier_rates"] == [[6, 1e-3]]
+    np.testing.assert_allclose(parameters(folder / "first"), before, atol=1e-10)
+    (folder / "first" / "checkpoint-previous.h5").replace(folder / "first" / "checkpoint.h5")  # as after a kill
+    done = run("resume", "first", "--lr", 1e-12, cwd=folder)
+    assert done.returncode == 0 and "--lr is" not in done.stdout, done
+    np.testing.assert_allclose(parameters(folder / "first"), before, atol=1e-10)
+
+
+def test_fine_tuning(folder):
+    """A new run starts from another's model, on other images; the other stays as it is, and none is taken for it."""
+    images = np.random.RandomState(1).randint(0, 256, (30, 16, 16, 3)).astype(np.uint8)
+    np.savez(folder / "other.npz", train=images[:20], test=images[20:])
+    before = {path.name: path.read_bytes() for path in (folder / "first").iterdir()}
+    done = refused("resume", "first", "--steps", 9, "--data", "other.npz", cwd=folder, says="holds other images")
+    command = done.stderr.split("in a new run: python run.py ")[1].split()
+    done = run(*command, "--steps", 2, "--lr", 1e-12, "--out", "tuned", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert f"starting from the model of {folder}/first, step 6\n" in done.stdout
+    assert before == {path.name: path.read_bytes() for path in (folder / "first").iterdir()}
+    np.testing.assert_allclose(parameters(folder / "tuned"), parameters(folder / "first"), atol=1e-10)
+    configs = [json.loads((folder / name / "config.json").read_text()) for name in ("first", "tuned")]
+    assert configs[1]["origin"] == f"{folder}/first, step 6"
+    assert configs[1]["train_sha256"] != configs[0]["train_sha256"]
+    assert run("resume", "tuned", "--steps", 3, cwd=folder).returncode == 0
+    for path in (folder / "tuned").glob("checkpoint*"):
+        path.unlink()
+    refused("resume", "tuned", "--steps", 3, cwd=folder, says="start it again, in another folder")
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--latent", 3], "the model of first has latent 10, and this run's would have 3"),
+    (["--sigma", 0.1], "has sigma 1.0, and this run's would have 0.1; --size, --latent and --sigma must"),
+    (["--size", 8], "has shape (16, 16, 3), and this run's would have (8, 8, 3)"),
+    (["--from", "nowhere"], "there is no nowhere"),
+    (["--from", "."], ". holds no run"),
+])
+def test_fine_tuning_another_model(folder, options, says):
+    before = sorted(folder.rglob("*"))
+    refused("--data", "digits.npz", "--from", "first", *options, cwd=folder, says=says)
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_sample_reconstruct_interpolate(folder):
     before = (folder / "first" / "samples.png").read_bytes()
     assert run("sample", "first", "--count", 30, "--seed", 3, cwd=folder).returncode == 0

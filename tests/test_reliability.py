@@ -372,9 +372,10 @@ def test_a_checkpoint_describes_itself(saved):
 
 def test_other_data_or_settings_are_refused(ops, saved):
     """Each of them, but for those that change no step."""
-    others = dict(batch_size=15, latent=3, lr=2e-3, lr_end=0.0, seed=1, kl="analytic", log_every=5, shape=(16, 8, 3),
-                  train_sha256="c", test_sha256="c", sigma=0.5)
-    free = dict(data="elsewhere", size=[8, 8], skip_damaged=True, steps=99, eval_every=3, checkpoint_every=4)
+    others = dict(batch_size=15, latent=3, seed=1, kl="analytic", log_every=5, shape=(16, 8, 3), train_sha256="c",
+                  test_sha256="c", sigma=0.5, origin="elsewhere, step 3")
+    free = dict(data="elsewhere", size=[8, 8], skip_damaged=True, steps=99, eval_every=3, checkpoint_every=4, lr=2e-3,
+                lr_end=0.0, earlier_rates=[[6, 1e-3]])
     assert others.keys() | free.keys() == {field.name for field in dataclasses.fields(Config)}
     t = trainer(ops, np.float32)
     for name, value in others.items():
@@ -649,6 +650,8 @@ WRONG = {
     "lr_end": [-1e-9, "nan", "x", [], True],
     "sigma": ["0", "-1", "nan", "inf", "wide", 0, None, "", [], True],
     "size": ["33", "x", 32, [32], [32, 33], [32.0, 32], [0, 8], [True, 8]], "skip_damaged": [None, 0, "true"],
+    "earlier_rates": [None, {}, "", [3], [[3]], [[3, 0]], [[-1, 0.1]], [[3, 0.1, 0]], [[0.5, 0.1]]],
+    "origin": [None, 3],
 }
 
 
@@ -661,7 +664,7 @@ def test_every_field_of_the_configuration(saved):
             path.write_text(json.dumps(good | {name: value}))
             with pytest.raises(UserError, match=f"config.json: {name} .* is not .*put the right value back"):
                 Run.open(saved.folder)
-        if name not in ("sigma", "lr_end", "size", "skip_damaged"):  # which have defaults
+        if name in ("data", *list(good)[:list(good).index("sigma")]):  # the others have defaults
             path.write_text(json.dumps({k: v for k, v in good.items() if k != name}))
             with pytest.raises(UserError, match="not a run's configuration"):
                 Run.open(saved.folder)

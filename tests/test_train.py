@@ -191,6 +191,19 @@ def test_a_longer_run_falls_later(ops):
     assert t.adam.lr[0] == 1e-3
 
 
+@pytest.mark.parametrize("lr_end, expected", [(1e-3, 2e-3), (0.0, 0.0), (1e-4, 2e-4)])
+def test_another_rate_from_a_step_on(ops, lr_end, expected):
+    """A constant rate stays constant; what was changed, and when, can be read again."""
+    t = trainer(ops, steps=20, lr_end=lr_end)
+    losses(t, 3)
+    t.config.change_rate(3, 2e-3)
+    t.step()
+    assert t.adam.lr[0] == 2e-3 and t.config.lr_end == pytest.approx(expected, rel=1e-12)
+    t.config.change_rate(4, 1e-4)
+    assert Config.parse(json.dumps(vars(t.config))).earlier_rates == [[3, 1e-3], [4, 2e-3]]
+    assert t.config.learning_rate(15) == 1e-4
+
+
 def test_a_configuration_without_lr_end_has_a_constant_rate():
     settings = vars(config(lr=0.02))
     del settings["lr_end"]

@@ -30,7 +30,7 @@ from minivae.vae import VAE
 SEAL = 512  # bytes of the HDF5 user block
 PREVIOUS = "checkpoint-previous.h5"
 # settings that change no finished step; the images have a sha256
-FREE = {"data", "size", "skip_damaged", "steps", "eval_every", "checkpoint_every"}
+FREE = {"data", "size", "skip_damaged", "steps", "eval_every", "checkpoint_every", "lr", "lr_end", "earlier_rates"}
 
 
 def model_arrays(vae):
@@ -107,6 +107,22 @@ def open_model(folder, ops):
     config = run.config
     vae = VAE(config.shape, config.latent, ops, kl=config.kl, sigma=config.sigma)
     return run, vae, load_model(run / "checkpoint.h5", vae, config)
+
+
+def start_from(run, vae, step, trainer):
+    """Give a new run's trainer the model of another run, as open_model returns it; config.origin tells of it.
+
+    Adam starts anew. UserError if the two models differ.
+    """
+    config = trainer.config
+    for name in ("shape", "latent", "sigma"):
+        theirs = getattr(run.config, name)
+        if theirs != getattr(config, name):
+            raise UserError(f"the model of {run.folder} has {name} {theirs}, and this run's would have "
+                            f"{getattr(config, name)}; --size, --latent and --sigma must make them alike")
+    trainer.vae.params.values[...] = vae.params.values
+    trainer.vae.params.moving_statistics[...] = vae.params.moving_statistics
+    config.origin = f"{run.folder.absolute()}, step {step}"
 
 
 def load_model(path, vae, config):

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from argparse import ArgumentTypeError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ulp
 
 from minivae.errors import UserError
@@ -35,6 +35,7 @@ def number(kind, low, high, words):
 
 
 positive = number(int, 1, 10**12, "a whole number from 1 to 10^12")
+step_count = number(int, 0, 10**12, "a whole number from 0 to 10^12")
 batch_size = number(int, 2, 10**9, "a whole number of at least 2, and at most 10^9")
 log_every = number(int, 1, 10**6, "a whole number from 1 to 1000000")  # losses are kept until their line is written
 seed = number(int, 0, 2**32 - 1, "a whole number from 0 to 4294967295")
@@ -76,6 +77,12 @@ def size(value):
     return sides
 
 
+def rates(value):
+    """[[step, rate], ...], as lists."""
+    valid = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    return [[step_count(step), rate(lr)] for step, lr in checked(valid, value, "a list of [step, rate]")]
+
+
 def flag(value):
     return checked(isinstance(value, bool), value, "true or false")
 
@@ -88,6 +95,7 @@ PARSERS = {
     "data": text, "steps": positive, "batch_size": batch_size, "latent": positive, "lr": rate, "seed": seed, "kl": kl,
     "log_every": log_every, "eval_every": positive, "checkpoint_every": positive, "shape": shape,
     "train_sha256": text, "test_sha256": text, "sigma": sigma, "lr_end": last_rate, "size": size, "skip_damaged": flag,
+    "earlier_rates": rates, "origin": text,
 }
 
 
@@ -95,7 +103,9 @@ PARSERS = {
 class Config:
     """All that decides a run's numbers. data is a source's name or an absolute path; losses are nats per image.
 
-    lr_end None stands for lr: the rate is then constant.
+    lr_end None stands for lr: the rate is then constant. earlier_rates [[step, lr], ...] has each lr that was changed
+    by a resume, and the step until which it was used. origin says which run's model this one started from, "" if from
+    random weights.
     """
 
     data: str
@@ -115,6 +125,8 @@ class Config:
     lr_end: float | None = None
     size: list | None = None
     skip_damaged: bool = False
+    earlier_rates: list = field(default_factory=list)
+    origin: str = ""
 
     def __post_init__(self):
         if self.lr_end is None:
@@ -128,6 +140,12 @@ class Config:
         tread = (4 * step - 3 * self.steps) * TREADS // self.steps
         tread = min(max(tread, 0), TREADS)
         return self.lr + (self.lr_end - self.lr) * tread / TREADS
+
+    def change_rate(self, step, lr):
+        """Go on from `step` with another lr; lr_end stays in proportion, so that a constant rate stays constant."""
+        self.earlier_rates.append([step, self.lr])
+        self.lr_end = lr * (self.lr_end / self.lr)
+        self.lr = lr
 
     @classmethod
     def parse(cls, json_text):
