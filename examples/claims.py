@@ -61,7 +61,7 @@ class LinearGaussian:
     def posterior(self, x):
         return x @ self.w.T / self.sigma**2 * self.var
 
-    def log_likelihood(self, x, z, gradient=False):
+    def log_likelihood(self, x, z, gradient=False, progress=iter):
         error = x - z @ self.w
         log_p = estimates.log_normal(error, 0, self.sigma**2 * np.ones(x.shape[-1]))
         return (log_p, error @ self.w.T / self.sigma**2) if gradient else log_p

@@ -109,7 +109,7 @@ def open_model(folder, ops):
     return run, vae, load_model(run / "checkpoint.h5", vae, config)
 
 
-def start_from(run, vae, step, trainer):
+def start_from(run, vae, saved, trainer):
     """Give a new run's trainer the model of another run, as open_model returns it; config.origin tells of it.
 
     Adam starts anew. UserError if the two models differ.
@@ -122,6 +122,7 @@ def start_from(run, vae, step, trainer):
                             f"{getattr(config, name)}; --size, --latent and --sigma must make them alike")
     trainer.vae.params.values[...] = vae.params.values
     trainer.vae.params.moving_statistics[...] = vae.params.moving_statistics
+    step, _ = saved
     config.origin = f"{run.folder.absolute()}, step {step}"
 
 
