@@ -403,9 +403,9 @@ def evaluate(args):
     """Estimate ln p(x) of test images: density.json, density.png and the same on the screen."""
     from minivae.density import card
 
-    run, vae, (step, _) = open_model(args)
+    run, vae, (step, moving) = open_model(args)
     settings = {name: getattr(args, name, gpu if args.gpu else cpu) for name, (_, cpu, gpu) in DENSITY.items()}
-    card.evaluate(run, vae, matching_data(run, args), step, **settings, seed=args.seed)
+    card.evaluate(run, vae, moving, matching_data(run, args), step, **settings, seed=args.seed)
     print_pictures(run, "density.png", "density.json")
 
 

@@ -17,17 +17,19 @@ from minivae.training.runs import Run
 
 RESULTS = Path(__file__).parent / "results" / "density.json"
 SETTINGS = ("step", "seed", "importance", "ais_chains", "ais_steps")
-HEADER = ["data", "p(x)", "steps", "images", "exact", "ELBO", "IWAE", "bits/dim",
-          "ELBO*", "AIS*", "BDMC gap*", "bits/dim*"]
+BASELINES = ("uniform", "gaussian", "student", "mixture")
+HEADER = ["data", "p(x)", "latents", "steps", "images", "KL", "ln p(x)", "ELBO", "IWAE", "bits/dim", "grey levels",
+          "AIS*", "bits/dim*", "less best baseline*", "BDMC gap*"]
 
 
 def summary(data, card):
     """What the table says of one run's card, and enough beside it to make the card again."""
     return {
-        "data": data, "sigma": named_sigma(card), **{name: card[name] for name in SETTINGS},
+        "data": data, "sigma": named_sigma(card), "latents": len(card["latents"]["kl"]),
+        **{name: card[name] for name in SETTINGS},
         "train_sha256": card["train"]["sha256"], "test_sha256": card["test"]["sha256"],
-        "bounds": card["bounds"]["rows"], "annealed": card["annealed"]["rows"],
-        "BDMC_gap": card["simulated"]["figures"]["BDMC_gap"],
+        **{name: {"rows": card[name]["rows"], "figures": card[name]["figures"]}
+           for name in ("bounds", "annealed", "simulated")},
     }
 
 
@@ -36,25 +38,21 @@ def lines(results):
     found = []
     known = set()
     for r in results:
-        bounds = r["bounds"]
-        few = r["annealed"]
-        for name in ("uniform", "gaussian"):
+        bounds, few = r["bounds"]["rows"], r["annealed"]["rows"]
+        for name in BASELINES:
             if r["data"] not in known and name in bounds:
                 row = bounds[name]
-                found.append(line(r["data"], row["label"], {"exact": nats(row), "bits/dim": bits(row)}))
+                found.append(line(r["data"], row["label"], {"ln p(x)": nats(row), "bits/dim": bits(row)}))
         known.add(r["data"])
         found.append(line(r["data"], f"VAE, sigma {r['sigma']}", {
-            "steps": str(r["step"]),
-            "images": f"{bounds['elbo']['images']}, {few['elbo']['images']}*",
-            "ELBO": nats(bounds["elbo"]), "IWAE": nats(bounds["iwae"]),
-            "bits/dim": f"≤ {bits(bounds['elbo'])}",
-            "ELBO*": nats(few["elbo"]), "AIS*": nats(few["ais"]),
-            "BDMC gap*": f"{r['BDMC_gap']:z.2f}", "bits/dim*": f"≤ {bits(few['ais'])}"}))
-        if "elbo_refitted" in bounds:
-            row = bounds["elbo_refitted"]
-            found.append(line(r["data"], row["label"], {
-                "steps": str(r["step"]), "images": str(row["images"]), "ELBO": nats(row),
-                "bits/dim": f"≤ {bits(row)}"}))
+            "latents": str(r["latents"]), "steps": f"{r['step']:,}",
+            "images": f"{bounds['elbo']['images']:,}, {few['ais']['images']}*",
+            "KL": f"{r['bounds']['figures']['KL']:.1f}",
+            "ELBO": nats(bounds["elbo"]), "IWAE": nats(bounds["iwae"]), "bits/dim": f"≤ {bits(bounds['elbo'])}",
+            "grey levels": f"≤ {bits(bounds['elbo_levels'])}",
+            "AIS*": nats(few["ais"]), "bits/dim*": f"≤ {bits(few['ais'])}",
+            "less best baseline*": figure(r["annealed"], "AIS_less_best_baseline", "+.1f"),
+            "BDMC gap*": figure(r["simulated"], "BDMC_gap", "z.2f")}))
     return found
 
 
@@ -67,6 +65,13 @@ def settings(results):
     kinds = {f"IWAE-{r['importance']}; AIS with {r['ais_chains']} chains of {r['ais_steps']} temperatures"
              for r in results}
     return f"{' / '.join(sorted(kinds))}."
+
+
+def figure(part, name, digits):
+    """A figure of the card and, unless it is of one image, its standard error."""
+    error = part["figures"].get(f"{name}_standard_error")
+    value = format(part["figures"][name], digits)
+    return value if error is None else f"{value} ± {format(error, digits.replace('+', ''))}"
 
 
 def nats(row):

@@ -501,7 +501,7 @@ def likelihood_and_kl(steps=1500, train=3000):
     left.set(xlabel="sd of the normal, grey levels", ylabel="nats")
     left.legend()
     x = estimates.scaled(test)
-    gaussian = FullGaussian(images).log_density(x)
+    gaussian = FullGaussian(estimates.scaled(images)).log_density(x)
     model = estimates.Model(trained(images, 10, "optimal", 0, steps))
     device_x = model.device(x)
     mean, var = model.posterior(device_x)

@@ -158,7 +158,7 @@ def test_pictures_and_the_density_card(tmp_path, monkeypatch):
     run, t = Run.create(tmp_path / "run", "x", config(steps=1)), trainer(cuda_ops, np.float32, sigma="pixel")
     t.step()
     settings = dict(images=8, importance=2, ais_images=2, ais_chains=1, ais_steps=2, seed=0)
-    found = card.evaluate(run, t.vae, dataset(), 1, **settings)
+    found = card.evaluate(run, t.vae, t.vae.params.moving_statistics.copy(), dataset(), 1, **settings)
     rows = [row for part in ("bounds", "annealed", "simulated") for row in found[part]["rows"].values()]
     assert np.isfinite([row["nats_per_image"] for row in rows]).all()
     figures.draw_interpolation(run / "interpolation.png", t.vae, TEST)

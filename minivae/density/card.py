@@ -5,7 +5,7 @@
 
 A row says what it is: exact, a lower bound, a lower bound on average (its average over the noise is
 below ln p(x)), or an upper one. Nats are those of the density of x in [-1, 1]^D, bits per dimension
-those of the pixels' density in [0, 256]^D.
+those of the pixels' density in [0, 256]^D; pixels are dequantized unless a row says otherwise.
 """
 
 import json
@@ -13,29 +13,35 @@ import math
 
 import numpy as np
 
-from minivae.density import baselines, estimates
+from minivae.density import baselines, estimates, score
 from minivae.density.estimates import Model, Noise, effective_samples, log_mean_exp, scaled
 from minivae.density.report import Stages, draw, print_card
 from minivae.files import refuse_unwritable, write_text
-from minivae.images.data import hashes, test_subset, unseen
+from minivae.images.data import hashes, unseen
+from minivae.images.given import test_images
+from minivae.images.stream import MEMORY_FRACTION, memory
 from minivae.sigmas import FITTED_SIGMAS
 from minivae.training.evaluation import Evaluation
+from minivae.training.statistics import in_place
 
-DRAWS = 10  # of z for each image's ELBO
-NAIVE = 1000  # of z for naive Monte Carlo
-GAUSSIAN_IMAGES = 20000  # at most, for the Gaussian baseline
+NAIVE = 1000  # draws of z for naive Monte Carlo
+BASELINE_IMAGES = 20000  # at most, that the baselines are fitted to
+COMPONENTS = 8  # of the mixture
+BLOCK = 1000  # images that are dequantized at once
 
 EXACT = "exact"
 BOUND = "lower bound"
 AVERAGE = "lower bound on average"
 ROWS = {  # id: its label, in which the card's own settings are filled in, and what it is
     "uniform": ("uniform density", EXACT),
-    "gaussian": ("full Gaussian of the training pixels", EXACT),
+    "gaussian": ("full Gaussian", EXACT),
+    "student": ("Student-t, diagonal in DCT x colour", EXACT),
+    "mixture": (f"mixture of {COMPONENTS} of those", EXACT),
     "naive": ("naive Monte Carlo, {naive_draws} draws", AVERAGE),
     "elbo": ("ELBO, {elbo_draws} draws", BOUND),
     "iwae": ("IWAE-{importance}", AVERAGE),
-    "gaussian_dequantized": ("full Gaussian, dequantized pixels", EXACT),
-    "elbo_dequantized": ("ELBO, dequantized pixels", BOUND),
+    "elbo_levels": ("ELBO of the grey levels themselves", BOUND),
+    "elbo_moving": ("ELBO with moving statistics", BOUND),
     "elbo_refitted": ("ELBO, sigma refitted: {refitted_sigma:.4f}", BOUND),
     "elbo_fitted": ("ELBO of a q fitted to each image", BOUND),
     "ais": ("log-likelihood by AIS", AVERAGE),
@@ -43,41 +49,43 @@ ROWS = {  # id: its label, in which the card's own settings are filled in, and w
 }
 
 
-def evaluate(run, vae, dataset, step, **settings):
+def evaluate(run, vae, moving, dataset, step, **settings):
     """Print the card of `vae` after `step` steps, write it into the run directory, and return it.
 
-    settings: images, how many test images, in the order of test_subset, without those that occur
-    in the training set; importance, draws of z for IWAE; ais_images, how many of the images AIS
-    sees; ais_chains for each, of ais_steps temperatures; seed.
-    UserError if no test image is left, or if the run directory cannot be written.
+    vae has re-estimated statistics; moving: training's own. settings: images, how many test images,
+    in the order of test_images, without copies and those that occur in the training set;
+    importance, draws of z for IWAE; ais_images, how many of the images AIS sees; ais_chains for
+    each, of ais_steps temperatures; seed. UserError if no test image is left, or if the run
+    directory cannot be written.
     """
     refuse_unwritable(run.folder)
     train = dataset.train.images
-    subset = test_subset(dataset.test.images)
-    test = subset[unseen(subset, train)]
+    every = test_images(dataset)
+    kept = unseen(every.images, train)
+    test = every.images[kept]
+    left_out = sorted(set(range(len(every.images))) - set(kept))
     sigma = vae.sigma
-    fixed = sigma not in FITTED_SIGMAS
     card = {
         "run": str(run.folder), "step": step, "sigma": sigma, "sigma_value": sigma_value(vae),
         "train": {"images": len(train), "sha256": dataset.train.sha256},
         "test": {"images": len(dataset.test.images), "sha256": dataset.test.sha256},
-        "left_out": len(subset) - len(test), "dimensions": math.prod(test.shape[1:]),
-        **settings, "elbo_draws": DRAWS, "naive_draws": NAIVE, "notes": [],
+        "left_out": [every.names[row] for row in left_out],
+        "dimensions": math.prod(test.shape[1:]), **settings,
+        "elbo_draws": score.DRAWS, "naive_draws": NAIVE, "notes": [],
     }
     model = Model(vae)
-    stage = Stages(16 + fixed)
+    stage = Stages(18 + (sigma not in FITTED_SIGMAS))
     stage("loss by the reference's protocol")
-    rec, kl = Evaluation(vae, test, run.config.seed).losses()
+    with in_place(vae, moving):
+        rec, kl = Evaluation(vae, test, run.config.seed).losses()
     figures = {"loss": rec + kl, "rec": rec, "KL": kl}
     card["reference_protocol"] = {"images": len(test), **section(card, {}, figures)}
     test = test[: card["images"]]
     names = list(hashes(test))
-    mean, var = bounds(card, model, test, names, train, stage, fixed)
-    latents(card, mean, var, names)
-    few = slice(card["ais_images"])
-    x = model.device(scaled(test[few]))
-    annealed(card, model, x, mean[few], var[few], names[few], stage)
-    simulated(card, model, len(x), stage)
+    found = bounds(card, model, moving, test, names, train, stage)
+    latents(card, found["mean"], found["var"], names)
+    annealed(card, model, found, names, stage)
+    simulated(card, model, stage)
     stage("the card")
     print_card(card)
     draw(run / "density.png", card)
@@ -104,41 +112,57 @@ def section(card, nats, figures):
                 "bits_per_dim": float(estimates.bits_per_dim(mean, card["dimensions"])),
                 "images": len(nats[name]), "kind": kind,
             }
-    return {"rows": rows, "figures": {name: float(value) for name, value in figures.items()}}
+    known = {name: float(value) for name, value in figures.items() if value is not None}
+    return {"rows": rows, "figures": known}
 
 
-def bounds(card, model, test, names, train, stage, fixed):
-    """Baselines, ELBO and importance-weighted bound on all test images; mean and var of q(z|x)."""
+def bounds(card, model, moving, test, names, train, stage):
+    """Baselines, ELBO and importance-weighted bound on all test images: what score.bounds found,
+
+    and with it `baselines`, {id: nats (N,)}.
+    """
+    found = score.bounds(model, test, names, card, stage)
+    seed = card["seed"]
+
+    def elbo(x, name):
+        return score.elbo(model, x, *model.posterior(x), names, seed, stage(name))[1]
+
+    nats = {name: found[name] for name in ("elbo", "iwae")}
+    nats["elbo_levels"] = elbo(model.device(scaled(test)), "ELBO, grey levels")
+    with in_place(model.vae, moving):
+        nats["elbo_moving"] = elbo(found["x"], "ELBO, moving statistics")
+    found["baselines"] = without_network(card, found["pixels"], train, stage)
+    if card["sigma"] not in FITTED_SIGMAS:
+        nats["elbo_refitted"] = refitted(card, model, train[: card["images"]], found["elbo"] + found["kl"],
+                                         stage("refit of sigma")) - found["kl"]
+    kl = found["kl"].mean()
+    card["bounds"] = section(card, nats | found["baselines"], {
+        "expected_log_likelihood": found["elbo"].mean() + kl, "KL": kl,
+        "effective_importance_samples": found["effective_samples"].mean()})
+    card["bounds"]["elbo_each"] = found["elbo"].tolist()
+    return found
+
+
+def without_network(card, x, train, stage):
+    """The nats (N,) of images x under each baseline."""
     size = card["dimensions"]
-    noise = Noise(card["seed"], 0, names)
-    x = model.device(scaled(test))
-    eps = noise.normal((DRAWS, len(test), model.vae.latent), 1)
-    mean, var = model.posterior(x)
-    _, elbo = estimates.elbo(model, x, mean, var, eps, stage("ELBO"))
-    log_w = estimates.importance(model, x, mean, var, card["importance"], noise, stage("IWAE"))
-    dequantized = scaled(test, noise)
-    y = model.device(dequantized)
-    progress = stage("ELBO, dequantized pixels")
-    _, spread = estimates.elbo(model, y, *model.posterior(y), eps, progress)
-    nats = {"uniform": np.full(len(test), baselines.uniform(size)), "elbo": elbo,
-            "iwae": log_mean_exp(log_w), "elbo_dequantized": spread}
+    nats = {"uniform": np.full(len(x), baselines.uniform(size))}
+    most = min(BASELINE_IMAGES, MEMORY_FRACTION * memory() // (8 * size))
+    images = train[:: math.ceil(len(train) / most)]
+    fitted = np.empty(images.shape, np.float32)
+    for start in range(0, len(images), BLOCK):
+        block = images[start : start + BLOCK]
+        fitted[start : start + BLOCK] = scaled(block, Noise(card["seed"], "pixels", hashes(block)))
     progress = stage("full Gaussian")
     if baselines.fits_in_memory(size):
-        step = -(-len(train) // GAUSSIAN_IMAGES)
-        gaussian = baselines.FullGaussian(train[::step], progress)
-        nats["gaussian"] = gaussian.log_density(scaled(test))
-        nats["gaussian_dequantized"] = gaussian.log_density(dequantized)
+        nats["gaussian"] = baselines.FullGaussian(fitted, progress).log_density(x)
     else:
         card["notes"].append(f"the full Gaussian is left out: its covariance of {size} x {size} "
                              "values would take more than a quarter of the memory")
-    kl = estimates.kl_per_latent(mean, var).sum(1)
-    if fixed:
-        nats["elbo_refitted"] = refitted(
-            card, model, train[: card["images"]], elbo + kl, stage("refit of sigma")) - kl
-    card["bounds"] = section(card, nats, {
-        "expected_log_likelihood": elbo.mean() + kl.mean(), "KL": kl.mean(),
-        "effective_importance_samples": effective_samples(log_w).mean()})
-    return mean, var
+    for name, count in (("student", 1), ("mixture", COMPONENTS)):
+        progress = stage(ROWS[name][0])
+        nats[name] = baselines.StudentMixture(fitted, count, progress).log_density(x)
+    return nats
 
 
 def refitted(card, model, train, log_likelihood, progress):
@@ -149,9 +173,10 @@ def refitted(card, model, train, log_likelihood, progress):
     """
     size = card["dimensions"]
     old = float(card["sigma"])
-    x = model.device(scaled(train))
+    names = list(hashes(train))
+    x = model.device(scaled(train, Noise(card["seed"], "pixels", names)))
     mean, var = model.posterior(x)
-    eps = Noise(card["seed"], 1, hashes(train)).normal((2, *mean.shape), 1)
+    eps = Noise(card["seed"], "refit", names).normal((2, *mean.shape), 1)
 
     def mse(log_likelihood):
         return -2 * old**2 * (log_likelihood / size + math.log(2 * math.pi * old**2) / 2)
@@ -170,7 +195,8 @@ def latents(card, mean, var, names):
         card["notes"].append("one image cannot tell which latents are active, nor KL(q(z) || p(z))")
         return
     active = estimates.active_units(mean)
-    lower, upper, error = estimates.aggregate_kl(mean, var, Noise(card["seed"], 2, names))
+    noise = Noise(card["seed"], "codes", names)
+    lower, upper, error = estimates.aggregate_kl(mean, var, noise)
     figures = {"aggregate_KL_lower": lower, "aggregate_KL_upper": upper,
                "aggregate_KL_upper_standard_error": error}
     card["latents"] = {"kl": kl, "active": active.tolist(), **section(card, {}, figures)}
@@ -181,44 +207,48 @@ def latents(card, mean, var, names):
             f"{np.count_nonzero(~active)} of {len(active)} latents")
 
 
-def annealed(card, model, x, mean, var, names, stage):
-    """All lower bounds and AIS on the same few test images, and what ln p(x) - ELBO is made of."""
-    noise = Noise(card["seed"], 3, names)
+def annealed(card, model, found, names, stage):
+    """AIS on the first few test images, what ln p(x) - ELBO is made of, and the best baseline."""
+    few = slice(card["ais_images"])
+    x, mean, var, elbo = (found[name][few] for name in ("x", "mean", "var", "elbo"))
+    names = names[few]
+    seed = card["seed"]
     prior = np.zeros_like(mean), np.ones_like(var)
-    naive = estimates.importance(model, x, *prior, NAIVE, noise, stage("naive Monte Carlo"))
-    log_w = estimates.importance(model, x, mean, var, card["importance"], noise, stage("IWAE"))
-    eps = noise.normal((DRAWS, *mean.shape), 1)
-    q = estimates.fit_posterior(model, x, mean, var, noise, stage("fit of q"))
-    found = estimates.anneal(
-        model, x, *q, card["ais_chains"], card["ais_steps"], noise, stage=stage)
-    _, elbo = estimates.elbo(model, x, mean, var, eps)
-    _, best = estimates.elbo(model, x, *q, eps, stage("ELBO of the fitted q"))
-    log_p = log_mean_exp(found["log_w"])
-    nats = {"naive": log_mean_exp(naive), "elbo": elbo, "iwae": log_mean_exp(log_w),
-            "elbo_fitted": best, "ais": log_p}
+    naive = estimates.importance(model, x, *prior, NAIVE, Noise(seed, "naive", names),
+                                 stage("naive Monte Carlo"))
+    q, ais = score.annealed(model, x, mean, var, Noise(seed, "AIS", names), card, stage)
+    _, fitted = score.elbo(model, x, *q, names, seed, stage("ELBO of the fitted q"))
+    log_p = log_mean_exp(ais["log_w"])
+    best = max(found["baselines"], key=lambda name: found["baselines"][name].mean())
+    baseline = found["baselines"][best][few]
+    nats = {best: baseline, "naive": log_mean_exp(naive), "elbo": elbo,
+            "iwae": found["iwae"][few], "elbo_fitted": fitted, "ais": log_p}
     card["annealed"] = section(card, nats, {
-        "gap": (log_p - elbo).mean(), "approximation_gap": (log_p - best).mean(),
-        "amortization_gap": (best - elbo).mean(),
-        "effective_naive_samples": effective_samples(naive).mean(), **mixing(found)})
+        "AIS_less_best_baseline": (log_p - baseline).mean(),
+        "AIS_less_best_baseline_standard_error": estimates.standard_error(log_p - baseline),
+        "gap": (log_p - elbo).mean(), "approximation_gap": (log_p - fitted).mean(),
+        "amortization_gap": (fitted - elbo).mean(),
+        "effective_naive_samples": effective_samples(naive).mean(), **mixing(ais)})
     card["annealed"] |= {"elbo_each": elbo.tolist(), "ais_each": log_p.tolist()}
 
 
-def simulated(card, model, count, stage):
+def simulated(card, model, stage):
     """AIS from both ends on images drawn from the model: how wrong AIS is with these settings."""
-    names = estimates.numbered(count)
-    noise = Noise(card["seed"], 4, names)
-    z = noise.normal((count, model.vae.latent))
-    x = model.simulate(z, Noise(card["seed"], 5, names))
-    q = estimates.fit_posterior(model, x, *model.posterior(x), noise, stage("fit of q, simulated"))
-    found = estimates.anneal(model, x, *q, card["ais_chains"], card["ais_steps"], noise, z, stage)
-    lower = log_mean_exp(found["log_w"])
-    upper = -log_mean_exp(found["reverse_log_w"])
+    seed = card["seed"]
+    names = estimates.numbered(card["annealed"]["rows"]["ais"]["images"])
+    z = Noise(seed, "simulated codes", names).normal((len(names), model.vae.latent))
+    x = model.simulate(z, Noise(seed, "simulated pixels", names))
+    noise = Noise(seed, "simulated AIS", names)
+    _, ais = score.annealed(model, x, *model.posterior(x), noise, card, stage, z)
+    lower = log_mean_exp(ais["log_w"])
+    upper = -log_mean_exp(ais["reverse_log_w"])
     card["simulated"] = section(card, {"ais": lower, "reverse_ais": upper}, {
-        "BDMC_gap": (upper - lower).mean(), "largest_BDMC_gap": (upper - lower).max(),
-        **mixing(found)})
+        "BDMC_gap": (upper - lower).mean(),
+        "BDMC_gap_standard_error": estimates.standard_error(upper - lower),
+        "largest_BDMC_gap": (upper - lower).max(), **mixing(ais)})
 
 
-def mixing(found):
+def mixing(ais):
     """How many of the chains carry the estimate, and how many transitions were accepted."""
-    return {"effective_AIS_chains": effective_samples(found["log_w"]).mean(),
-            "AIS_acceptance": found["acceptance"].mean()}
+    return {"effective_AIS_chains": effective_samples(ais["log_w"]).mean(),
+            "AIS_acceptance": ais["acceptance"].mean()}

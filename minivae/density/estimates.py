@@ -27,20 +27,22 @@ BLOCK = 16  # draws of z for each image that importance sampling hands to the mo
 SIGMOID = 4  # temperatures are spaced as the logistic function on [-4, 4]: arXiv 1611.04273
 FIT_STEPS = 150  # of fit_posterior
 FIT_RATE = 0.3
+PARTS = ("pixels", "ELBO", "IWAE", "naive", "AIS", "refit", "codes", "simulated codes",
+         "simulated pixels", "simulated AIS")  # what Noise is drawn for
 ACTIVE = 0.01  # variance over images above which a latent's mean is active: arXiv 1509.00519
 
 
 class Noise:
     """Random numbers of the "density" stream for N images, whose names (bytes) tell them apart.
 
-    An image's numbers follow from the seed, its name, the part and the call: `part` tells uses
-    apart, and each call takes new numbers. The images lie along `axis` of the shape asked for.
+    An image's numbers follow from the seed, its name, the part (one of PARTS, which tells uses
+    apart) and the call: each takes new numbers. The images lie along `axis` of the shape asked for.
     """
 
     def __init__(self, seed, part, names):
         keys = [hashlib.sha256(b"%d %b" % (seed, name)).digest()[:8] for name in names]
         self.keys = np.frombuffer(b"".join(keys), "<u4").reshape(-1, 2)
-        self.step = part << 32
+        self.step = PARTS.index(part) << 32
 
     def normal(self, shape, axis=0):
         return self._draw(philox.normals, shape, axis)

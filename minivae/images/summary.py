@@ -29,7 +29,7 @@ def _labels(dataset):
         return "no labels"
     if names is None:
         names = np.unique(dataset.train.labels).tolist()
-    return f"{len(names)} label{'s' * (len(names) != 1)}: {_listed([str(name) for name in names])}"
+    return f"{len(names)} label{'s' * (len(names) != 1)}: {listed([str(name) for name in names])}"
 
 
 def warnings(split, of):
@@ -45,7 +45,7 @@ def warnings(split, of):
         found.append(f"warning: {counts[common] / counts.sum():.1%} of the {of} images' pixels are {common}")
     copies = _copies(split)
     if copies:
-        found.append(f"warning: {len(copies)} of the {of} images are copies of others: {_listed(copies)}")
+        found.append(f"warning: {len(copies)} of the {of} images are copies of others: {listed(copies)}")
     return found
 
 
@@ -66,6 +66,7 @@ def _copies(split):
     return [f"{name} = {other}" for name, other in zip(names, earlier, strict=True) if name != other]
 
 
-def _listed(names):
+def listed(names):
+    """The first ten names, and how many more there are."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more

@@ -15,35 +15,42 @@ BATCHES = 60
 
 
 @contextlib.contextmanager
-def estimated(trainer):
-    """In this context the model's moving statistics are re-estimated ones; after it they are as before, to the bit.
-
-    They come from the batches of the last 60 steps, or of all if there were fewer; before the first step they stay.
-    """
-    statistics = trainer.vae.params.moving_statistics
-    kept = statistics.copy()
+def in_place(vae, statistics):
+    """In this context test mode takes `statistics`; after it the model's own are as before, to the bit."""
+    live = vae.params.moving_statistics
+    kept = live.copy()
     try:
-        if trainer.step_count and trainer.estimated_at != trainer.step_count:
-            trainer.estimated = _mean(trainer, kept)
-            trainer.estimated_at = trainer.step_count
-        if trainer.step_count:
-            statistics[...] = trainer.estimated
+        live[...] = statistics
         yield
     finally:
-        statistics[...] = kept
+        live[...] = kept
 
 
-def _mean(trainer, kept):
+def estimated(trainer):
+    """The context of re-estimated statistics.
+
+    They come from the batches of the last 60 steps, or of all if there were fewer; before the first step they are the
+    moving ones.
+    """
+    if trainer.estimated_at != trainer.step_count:
+        with in_place(trainer.vae, trainer.vae.params.moving_statistics):
+            trainer.estimated = _mean(trainer)
+        trainer.estimated_at = trainer.step_count
+    return in_place(trainer.vae, trainer.estimated)
+
+
+def _mean(trainer):
     """A step moves a statistic s of a batch's value m to 0.99 s + 0.01 m; m is found from where it has moved to."""
     statistics = trainer.vae.params.moving_statistics
-    steps = range(max(0, trainer.step_count - BATCHES), trainer.step_count)
+    before = statistics.copy()
     total = trainer.ops.xp.zeros(statistics.shape, np.float64)
+    steps = range(max(0, trainer.step_count - BATCHES), trainer.step_count)
     for step in steps:
         trainer.batches.prepare(step)
         trainer.adam.t[...] = step
         trainer.draw_batch()
-        statistics[...] = kept
+        statistics[...] = before
         trainer.vae.forward(trainer.x, trainer.eps)
         total += statistics
     trainer.adam.t[...] = trainer.step_count
-    return (total / len(steps) - DECAY * kept) / (1 - DECAY)
+    return (total / len(steps) - DECAY * before) / (1 - DECAY) if steps else before
