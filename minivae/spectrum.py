@@ -37,23 +37,23 @@ class Cosines(Layer):
         self.rows = constant(rows, params)
         self.inverse_rows = constant(rows.T, params)
         self.columns = constant(columns, params)
+        self.inverse_columns = constant(columns.T, params)
 
     def forward(self, x):
-        n = len(x)
-        turned = self.like("turned", (n * len(self.rows), len(self.columns)), x)
-        f = self.like("f", (n, len(self.rows), len(self.columns)), x)
-        self.ops.dense(x.reshape(turned.shape), self.columns, turned)
-        self.ops.mix_rows(self.rows, turned.reshape(f.shape), f)
-        return f.reshape(n, -1)
+        shape = len(x), len(self.rows), len(self.columns)
+        turned = self.like("turned", shape, x)
+        f = self.like("f", shape, x)
+        self.ops.mix_columns(x.reshape(shape), self.columns, turned)
+        self.ops.mix_rows(self.rows, turned, f)
+        return f.reshape(len(x), -1)
 
     def backward(self, df):
         """F^T is F's inverse as well."""
-        n = len(df)
-        turned = self.like("turned", (n * len(self.rows), len(self.columns)), df)
-        dx = self.like("dx", (n, *self.shape), df)
-        shape = n, len(self.rows), len(self.columns)
-        self.ops.mix_rows(self.inverse_rows, df.reshape(shape), turned.reshape(shape))
-        self.ops.dense_dx(turned, self.columns, dx.reshape(turned.shape))
+        shape = len(df), len(self.rows), len(self.columns)
+        turned = self.like("turned", shape, df)
+        dx = self.like("dx", (len(df), *self.shape), df)
+        self.ops.mix_rows(self.inverse_rows, df.reshape(shape), turned)
+        self.ops.mix_columns(turned, self.inverse_columns, dx.reshape(shape))
         return dx
 
 
@@ -71,13 +71,19 @@ class BandEnergies(Layer):
         self.dense = Dense(params, "enc/energies", len(self.pool), outputs)
 
     def forward(self, x, train):
-        self.f = self.cosines.forward(x)
-        self.energy = self.like("energy", (len(x), len(self.pool)), x)
-        self.ops.log_energy(self.f, self.pool, self.energy)
-        return self.dense.forward(self.norm.forward(self.energy, train))
+        with self.ops.branch("energies"):
+            self.f = self.cosines.forward(x)
+            self.energy = self.like("energy", (len(x), len(self.pool)), x)
+            self.ops.log_energy(self.f, self.pool, self.energy)
+            self.y = self.dense.forward(self.norm.forward(self.energy, train))
+
+    def add_to(self, h):
+        self.ops.join("energies")
+        self.ops.add(h, self.y)
 
     def backward(self, dy, want_dx):
         denergy = self.norm.backward(self.dense.backward(dy))
+        self.ops.join("dw")  # which reads dy; the encoder overwrites it next
         if want_dx:
             df = self.like("df", self.f.shape, dy)
             self.ops.log_energy_dx(denergy, self.f, self.pool, self.energy, df)
@@ -111,11 +117,13 @@ class Spectrum(Likelihood):
         self.spectrum = params.constant("gen/spectrum/scales/b", (size,), 0)
 
     def forward(self, a, x, z, train):
+        with self.ops.branch("scales"):
+            log_scale = self.log_scale(z)
         self.x_hat = self.mean(a)
         error = self.like("error", x.shape, a)
         self.ops.subtract(self.x_hat, x, error)
         f = self.cosines.forward(error)
-        log_scale = self.log_scale(z)
+        self.ops.join("scales")
         rec = self.like("rec", a.shape[:1], a)
         self.df = self.like("df", f.shape, a)
         self.dlog_scale = self.like("dlog_scale", f.shape, a)
@@ -131,16 +139,18 @@ class Spectrum(Likelihood):
         return self.scales.forward(self.h)
 
     def backward(self, want_dw=True):
+        with self.ops.branch("scales"):
+            dh = self.scales.backward(self.dlog_scale, want_dw)
+            dhidden = self.like("dhidden", dh.shape, dh)
+            self.ops.bias_tanh_dx(dh, self.h, dhidden, self.hidden_b.grad)
+            self.dz = self.hidden.backward(dhidden, want_dw)
         self.dx_hat = self.cosines.backward(self.df)
         da = self.like("da", self.dx_hat.shape, self.df)
         self.ops.bias_tanh_dx(self.dx_hat, self.x_hat, da, self.b.grad)
-        dh = self.scales.backward(self.dlog_scale, want_dw)
-        dhidden = self.like("dhidden", dh.shape, dh)
-        self.ops.bias_tanh_dx(dh, self.h, dhidden, self.hidden_b.grad)
-        self.dz = self.hidden.backward(dhidden, want_dw)
         return da
 
     def add_dz(self, dz):
+        self.ops.join("scales")
         self.ops.add(dz, self.dz)
 
     def dx(self):
