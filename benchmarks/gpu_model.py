@@ -17,7 +17,8 @@ from launches import Recorder, ops_on
 from readme import README, table, write_between
 from roofline import FLOAT
 
-from minivae.ops import cuda_conv, cuda_norm, numpy_ops
+from minivae.ops import cuda_columns, cuda_conv, cuda_spectrum, numpy_ops
+from minivae.training.settings import sigma
 from minivae.vae import VAE
 
 SM = 132  # multiprocessors
@@ -37,7 +38,12 @@ ISSUED = 0.75  # of its cycles in which one of the four schedulers issues an ins
 INSTRUCTIONS = {
     "CONV": {"LARGE": 289, "MEDIUM": 227, "SCALAR": 286}, "CONV_DX": {"LARGE": 251, "MEDIUM": 187, "SCALAR": 276},
     "CONV_DW": {"LARGE": 425, "MEDIUM": 298, "SCALAR": 465}, "CONV_DX_ALL": {"NARROW": 197}}
+MIX = 292  # of the kernel mix for one tile of its contraction
 LATENCY = {"LARGE": 900, "MEDIUM": 700, "SCALAR": 700, "NARROW": 600}  # cycles of a unit of one block alone
+MIX_LATENCY = 1100  # of such a tile
+MIX_BLOCKS = 4  # of a multiprocessor, by its registers
+
+SUMS = {"batch_norm_sums": 2, "bias_tanh_dx": 3, "student_dx": 4}  # arrays that each reads or writes, then sums rows
 
 # fixed: us that do not depend on other launches; work: us alone on the card; share: of `resource`, while it works
 Cost = namedtuple("Cost", "fixed work resource share")
@@ -55,15 +61,24 @@ def cost(launch):
         return memory(0.4 + READ, 2 * given)
     if name == "batch_norm_dx":
         return memory(0.4 + 2 * READ, 3 * given)
-    if name == "batch_norm_sums":
-        return batch_norm_sums(launch, given)
+    if name in SUMS:
+        return column_sums(launch, SUMS[name] * given)
     if name == "adam":
         return Cost(NODE + 0.8, 7 * arrays[-1].nbytes / (0.92 * DRAM), "memory", 1)
     if name == "tanh_gaussian":
         return memory(0.5 + 0.6 + LAST_BLOCK + 1.2, 4 * given)
     if name == "gather":
         return Cost(NODE + 1.2, 1.25 * arrays[-1].nbytes / DRAM, "memory", 1)
-    others = {"normal": 2.5, "record": 2.2, "latent": 1.2, "latent_dx": 1.2, "add": 0.9, "adam_rate": 2.2}
+    if name == "dequantize":
+        return memory(0.6 + READ, 2 * arrays[-1].nbytes)
+    if name in ("bias_tanh", "subtract", "squares", "log_energy"):
+        return memory(0.4, 3 * given)
+    if name == "student":
+        return memory(0.6 + READ + 2 * BARRIERS, 2 * given)
+    if name == "mix":
+        return mix(launch)
+    others = {"normal": 2.5, "record": 2.2, "latent": 1.2, "latent_dx": 1.2, "add": 0.9, "adam_rate": 2.2,
+              "batch_moments": 3}
     return Cost(NODE + others[name], 0, "memory", 0)
 
 
@@ -73,19 +88,29 @@ def memory(fixed, nbytes, least=0.5):
     return Cost(NODE + fixed, max(work, least), "memory", min(work / least, 1))
 
 
-def batch_norm_sums(launch, given):
+def column_sums(launch, nbytes):
     x = launch.args[0]
     shares = launch.grid[0]
     vector = 4 if "<4>" in launch.name else 1
-    lanes = cuda_norm.THREADS * vector // min(x.shape[-1], cuda_norm.WIDTH)
+    lanes = cuda_columns.THREADS * vector // min(x.shape[-1], cuda_columns.WIDTH)
     fixed = 0.4 + READ + 2 * BARRIERS
     if shares == 1:
         fixed += 0.4
     else:
-        rounds = math.ceil(shares / lanes / cuda_norm.AHEAD)
+        rounds = math.ceil(shares / lanes / cuda_columns.AHEAD)
         fixed += LAST_BLOCK + 1.1 * READ * rounds + 2 * BARRIERS + 0.2
     rows = math.ceil(x.size / x.shape[-1] / (shares * lanes))
-    return memory(fixed, 2 * given, 0.4 * rows / 4)
+    return memory(fixed, nbytes, 0.4 * rows / 4)
+
+
+def mix(launch):
+    blocks = math.prod(launch.grid)
+    beside = min(MIX_BLOCKS, math.ceil(blocks / SM))
+    busy = beside * cuda_spectrum.THREADS // 128 * MIX / ISSUED
+    cycles = max(busy, MIX_LATENCY)
+    tiles = math.ceil(int(launch.args[3]) / cuda_spectrum.SIDE)
+    work = math.ceil(blocks / (MIX_BLOCKS * SM)) * tiles * cycles / CYCLES
+    return Cost(NODE + 0.8, work, "multiprocessors", busy / cycles * min(1, blocks / SM))
 
 
 def product(launch):
@@ -153,10 +178,10 @@ def title_of(tile):
     return next(name for name, t in TILES.items() if t == tile)
 
 
-def step(batch):
+def step(batch, sigma=1.0):
     """The Launches of one step of the reference's model on an H100."""
     recorder = Recorder()
-    t = trainer(batch, ops=ops_on(recorder, multiprocessors=SM))
+    t = trainer(batch, ops=ops_on(recorder, multiprocessors=SM), sigma=sigma)
     t.step()
     t.step()  # which is recorded
     return recorder.launches
@@ -197,6 +222,11 @@ def schedule(launches):
     return [times[i] for i in range(len(launches))]
 
 
+def duration(launches):
+    """us of a step."""
+    return max(at.end for at in schedule(launches))
+
+
 def ladder():
     """The table of docs/kernels.md."""
     product = next(p for p in roofline.products(VAE((32, 32, 3), 10, numpy_ops), 64) if p.name == "gen/tconv1")
@@ -216,20 +246,25 @@ def ladder():
         launches = step(batch)
         alone = sum(c.fixed + c.work for c in map(cost, launches))
         rows.append([f"a step at batch {batch}, {len(launches)} launches one after the other", f"{alone:.0f}"])
-        rows.append([f"a step at batch {batch} with branches", f"{max(at.end for at in schedule(launches)):.0f}"])
+        rows.append([f"a step at batch {batch} with branches", f"{duration(launches):.0f}"])
+    for batch in BATCHES:
+        launches = step(batch, "spectrum")
+        title = f"a step of sigma spectrum at batch {batch}, {len(launches)} launches with branches"
+        rows.append([title, f"{duration(launches):.0f}"])
     return table(["", "us, estimated"], rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--sigma", type=sigma, default=1.0)
     parser.add_argument("--launches", action="store_true", help="list each of them")
     parser.add_argument("--write", action="store_true", help="write the table of docs/kernels.md")
     args = parser.parse_args()
     if args.write:
         write_between("kernels", ladder(), README.parent / "docs" / "kernels.md")
     for batch in args.batch:
-        launches = step(batch)
+        launches = step(batch, args.sigma)
         times = schedule(launches)
         if args.launches:
             for launch, at in zip(launches, times, strict=True):

@@ -114,10 +114,11 @@ def parts(results, args, peaks):
 # The step
 
 
-def trainer(batch, steps=100, ops=cuda_ops):
+def trainer(batch, steps=100, ops=cuda_ops, sigma=1.0):
     """A Trainer of the reference's model on the GPU, on random images: what they show does not change the time."""
     images = np.random.default_rng(0).integers(0, 256, (8192, 32, 32, 3), np.uint8)
-    config = Config("random", steps, batch, 10, 1e-3, 0, "sample", 100, 1000, 1000, (32, 32, 3), "random", "random")
+    config = Config("random", steps, batch, 10, 1e-3, 0, "sample", 100, 1000, 1000, (32, 32, 3), "random", "random",
+                    sigma)
     return Trainer(config, images, ops)
 
 

@@ -39,13 +39,15 @@ class Encoder:
         self.ops = params.ops
 
     def forward(self, x, train):
+        if self.also:
+            self.also.forward(x, train)
         h = self.conv1.forward(x, train)  # (N, 16, 16, 32)
         h = self.conv2.forward(h, train)  # (N, 8, 8, 64)
         h = self.conv3.forward(h, train)  # (N, 4, 4, 128)
         self.image_shape = h.shape
         h = self.dense.forward(h.reshape(len(h), -1), train)  # (N, 1024)
         if self.also:
-            self.ops.add(h, self.also.forward(x, train))
+            self.also.add_to(h)
         return self.ops.beside(lambda: self.mean.forward(h, train),
                                lambda: self.var.forward(h, train))  # (N, Z) each
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minivae.ops import numpy_ops
+from minivae.ops import PIXEL_VAR, numpy_ops
 
 
 class Rounded:
@@ -31,6 +31,10 @@ class Rounded:
 
     def dense_dw(self, x, dy, *rest):
         numpy_ops.dense_dw(tf32(x), tf32(dy), *rest)
+
+    def log_energy(self, f, pool, energy):
+        numpy_ops.dense_dx(tf32(f**2), tf32(pool), energy)
+        energy[...] = np.log(energy + np.float32(PIXEL_VAR))
 
 
 def tf32(array):

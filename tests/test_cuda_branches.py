@@ -52,7 +52,7 @@ def overlap(some, others):
     return any(np.may_share_memory(a, b) for a, b in itertools.product(some, others))
 
 
-@pytest.mark.parametrize("sigma", ["1", "optimal", "learned", "pixel"])
+@pytest.mark.parametrize("sigma", ["1", "optimal", "learned", "pixel", "spectrum"])
 def test_branches_do_not_touch_what_others_write(sigma):
     recorder, _ = trained(0, sigma=sigma)
     assert conflicts(recorder) == set()

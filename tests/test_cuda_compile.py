@@ -12,14 +12,15 @@ import nvrtc
 import pytest
 import sass
 
-from minivae.ops import cuda_conv, cuda_norm, cuda_ops
+from minivae.ops import cuda_conv, cuda_norm, cuda_ops, cuda_spectrum
 
 FIRST, REFERENCE = "sm_75", "sm_90"
 OTHERS = [FIRST, "sm_80", "sm_86", "sm_89", "sm_100", "sm_120"]
 BOTH = ["float32", "float64"]
 SOURCES = {"tensor products": (cuda_conv.TENSOR, ["float32"]), "products": (cuda_conv.SINGLE, ["float32"]),
            "double products": (cuda_conv.DOUBLE, ["float64"]), "norm": (cuda_norm.NORM, BOTH),
-           "gaussian": (cuda_ops.GAUSSIAN, BOTH), "step": (cuda_ops.STEP, BOTH)}
+           "gaussian": (cuda_ops.GAUSSIAN, BOTH), "spectrum": (cuda_spectrum.SPECTRUM, BOTH),
+           "step": (cuda_ops.STEP, BOTH)}
 
 
 def compile_all(archs, names):
@@ -133,6 +134,7 @@ def test_instructions_of_a_unit(loops):
             inner = min((loop for loop in found[cuda_conv._name(op, True, tile)] if sass.count(loop, "HMMA")), key=len)
             assert sass.count(inner, "HMMA") == mmas, (op, title)
             assert len(inner) == pytest.approx(expected, rel=0.1), (op, title)
+    assert len(max(loops("spectrum")["mix"], key=len)) == pytest.approx(gpu_model.MIX, rel=0.1)
 
 
 def test_loads_of_the_last_block_are_on_their_way_at_once(loops):

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from emulator import emulator
 
-from minivae.ops import cuda_conv, cuda_module, cuda_norm, cuda_ops
+from minivae.ops import cuda_conv, cuda_module, cuda_norm, cuda_ops, cuda_spectrum
 from minivae.ops.geometry import Geometry
-
-DEVICE_H = len((cuda_module.KERNELS / "device.h").read_text().splitlines()) + 1  # the typedef of T comes before
 
 
 def draw(*shape):
@@ -53,6 +51,22 @@ def gaussians(monkeypatch):
         yield from (x_hat, rec, da, db)
 
 
+def spectra(monkeypatch):
+    x, r, c = draw(3, 40, 36), draw(40, 40), draw(36, 36)
+    y = x * np.nan
+    cuda_ops.mix_columns(x, c, y)
+    yield y
+    cuda_ops.mix_rows(r, x, y)
+    yield y
+    for n, size in (5, 192), (300, 7):
+        f, log_scale, b, rec = draw(n, size), draw(n, size), draw(size), draw(n)
+        df, dlog_scale, db = f * np.nan, f * np.nan, b * np.nan
+        cuda_ops.student(f, log_scale, b, 8, 0.25, rec, df, dlog_scale, db)
+        yield from (rec, df, dlog_scale, db)
+        cuda_ops.bias_tanh_dx(f, np.tanh(log_scale), df, db)
+        yield from (df, db)
+
+
 def steps(monkeypatch):
     t, history = np.array([4]), np.zeros((3, 2))
     for n in (300, 64):
@@ -61,12 +75,22 @@ def steps(monkeypatch):
 
 
 EXERCISES = [(cuda_conv.TENSOR, products), (cuda_norm.NORM, norms), (cuda_ops.GAUSSIAN, gaussians),
-             (cuda_ops.STEP, steps)]
-SITES = {}  # (what, its line): the exercises that run it; lines of device.h are in every source
+             (cuda_spectrum.SPECTRUM, spectra), (cuda_ops.STEP, steps)]
+
+
+def file_of(source, line):
+    """The file that has this line of the source's code, whose first line comes before all files."""
+    end = 1
+    for file in ("device.h", *source.files):
+        end += len((cuda_module.KERNELS / file).read_text().splitlines())
+        if line <= end:
+            return file
+
+
+SITES = {}  # (file, line of the code, text): the exercises that run it; several sources have device.h and columns.cu
 for source, exercise in EXERCISES:
     for line, text in emulator.barriers(source.code(np.float32)):
-        where = "device.h" if line <= DEVICE_H else source.files[-1]
-        SITES.setdefault((where, line, text), []).append(exercise)
+        SITES.setdefault((file_of(source, line), line, text), []).append(exercise)
 
 
 def run(exercise, order, line=0):

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from emulator import emulator
+from scipy.fft import dct
 
-from minivae.ops import HALF_RANGE, VAR_FLOOR, cuda_module, cuda_norm, cuda_ops, philox, plain, plain_sigmas
+from minivae.ops import HALF_RANGE, VAR_FLOOR, cuda_columns, cuda_module, cuda_ops, philox, plain, plain_sigmas
 
 TOLERANCE = {np.float32: 3e-6, np.float64: 1e-12}  # relative to an array's largest value
 
@@ -127,7 +128,7 @@ def test_batch_norm_dx_in_place(to_device, draw, draw_moments, new, shape):
 
 @pytest.mark.parametrize("shape", [(600, 33), (2100, 4)], ids=str)
 def test_batch_norm_with_many_rows_for_each_thread(agree, draw, draw_moments, new, monkeypatch, shape):
-    monkeypatch.setattr(cuda_norm, "BLOCKS", 4)
+    monkeypatch.setattr(cuda_columns, "BLOCKS", 4)
     c = shape[1]
     x, moments, gamma, beta = draw(*shape), draw_moments(c), draw(c), draw(c)
     agree("batch_moments", x, new(2, c))
@@ -217,6 +218,54 @@ def test_sigma(agree, draw, new, dtype):
     agree("fit_sigma", np.nan * rec, 48, new(1))
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8, 3), (300, 5), (40, 36)], ids=str)
+def test_bias_tanh_dx(agree, draw, new, shape):
+    agree("bias_tanh_dx", draw(*shape), np.tanh(draw(*shape)), new(*shape), new(shape[-1]))
+
+
+def test_subtract(agree, draw, new):
+    agree("subtract", draw(5, 60), draw(5, 60), new(5, 60))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 24), (2, 33, 40), (1, 70, 7)], ids=str)
+def test_mixes(agree, draw, new, shape):
+    _, height, width = shape
+    agree("mix_columns", draw(*shape), draw(width, width), new(*shape))
+    agree("mix_rows", draw(height, height), draw(*shape), new(*shape))
+
+
+def test_a_transform_keeps_what_tf32_would_lose(to_device, rng):
+    """ln p(x) to a thousandth of a nat, where pixels vary by 50 grey levels and most coefficients by a third of one."""
+    smooth = 0.4 * np.sin(np.arange(96) / 96 + rng.uniform(0, 6, (2, 32, 1))) + 0.003 * rng.standard_normal((2, 32, 96))
+    c = dct(np.eye(96), axis=0, norm="ortho").T
+    f = smooth @ c
+    scale = np.sqrt((f**2).mean((0, 1)))
+    x, c, y = (to_device(a.astype(np.float32)) for a in (smooth, c, smooth))
+
+    def nats_lost():
+        found = cuda_module.to_host(y).astype(np.float64)
+        return abs((found**2 / scale**2).sum() - (f**2 / scale**2).sum()) / 2
+
+    cuda_ops.mix_columns(x, c, y)
+    assert nats_lost() < 1e-3
+    cuda_ops.dense(x.reshape(64, 96), c, y.reshape(64, 96))
+    assert nats_lost() > 1 or not cuda_module.tensor_cores(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(5, 192), (1, 7), (70, 5), (2, 1100)], ids=str)
+def test_student(agree, draw, new, shape):
+    n, size = shape
+    agree("student", draw(*shape), draw(*shape), draw(size), 8, 0.25, new(n), new(*shape), new(*shape), new(size))
+
+
+@pytest.mark.parametrize("n, bands, size", [(3, 6, 192), (70, 5, 33)])
+def test_log_energy(agree, draw, new, monkeypatch, n, bands, size):
+    monkeypatch.setattr(cuda_module, "precision", "fp32")
+    f, pool, energy = draw(n, size), draw(bands, size) ** 2, draw(n, bands)
+    agree("log_energy", f, pool, new(n, bands))
+    agree("log_energy_dx", draw(n, bands), f, pool, energy, new(n, size))
+
+
 @pytest.mark.parametrize("size", [1, 7, 1028])
 def test_add(agree, draw, size):
     agree("add", draw(size), draw(size))
@@ -226,6 +275,15 @@ def test_add(agree, draw, size):
 @pytest.mark.parametrize("count", [1, 6, 1029])
 def test_normal(agree, new, seed, stream, t, count):
     agree("normal", seed, stream, np.array([t]), new(count))
+
+
+@pytest.mark.parametrize("seed, stream, t", [(0, 5, 0), (2**64 - 1, 6, 2**40 + 5)])
+def test_dequantize(agree, draw, dtype, seed, stream, t):
+    """The same bits as NumPy's in the same dtype."""
+    x = draw(3, 8, 24, 3)
+    *_, found = agree("dequantize", seed, stream, np.array([t]), x)
+    plain.dequantize(seed, stream, np.array([t]), x)
+    np.testing.assert_array_equal(found, x)
 
 
 WORDS = """

@@ -24,7 +24,7 @@ from minivae.training.runs import Run
 from minivae.training.trainer import Trainer
 from minivae.vae import Widths
 
-SIGMAS = ["1", "0.3", "optimal", "learned", "pixel"]
+SIGMAS = ["1", "0.3", "optimal", "learned", "pixel", "spectrum"]
 ODD, EVEN = Widths((4, 5, 6), 7, (8, 6, 5)), Widths((4, 8, 12), 8, (8, 12, 4))  # EVEN: vectors, tensor cores
 
 
@@ -38,10 +38,10 @@ def on_the_emulator():
 
 
 def move_off(vae):
-    """gamma, beta and biases away from 1, 0, 0, where a gradient can be 0 and Adam follows the sign of rounding."""
+    """gamma, beta, biases and weights of 0 to where no gradient is 0: Adam would follow the sign of its rounding."""
     rng = np.random.default_rng(1)
     for p in vae.params.trained:
-        if len(p.shape) == 1:
+        if len(p.shape) == 1 or not p.value.any():
             p.value += vae.ops.xp.asarray((0.2 * rng.standard_normal(p.shape)).astype(vae.dtype))
 
 
@@ -80,22 +80,23 @@ def test_three_steps_are_numpy_s(kl, sigma):
     compare(np.float64, ODD, 3, 1e-9, kl=kl, sigma=sigma)
 
 
-@pytest.mark.parametrize("widths", [ODD, EVEN], ids=["odd", "even"])
+@pytest.mark.parametrize("widths, sigma", [(ODD, "1"), (EVEN, "1"), (EVEN, "spectrum")],
+                         ids=["odd", "even", "spectrum"])
 @pytest.mark.parametrize("precision, reference, tolerance", [("fp32", numpy_ops, 2e-5), ("tf32", Rounded(), 6e-3)],
                          ids=["fp32", "tf32"])
-def test_the_first_step_in_float32(widths, precision, reference, tolerance, monkeypatch):
+def test_the_first_step_in_float32(widths, sigma, precision, reference, tolerance, monkeypatch):
     """Sums come in another order: 1e-5 of an array's norm at most. In tf32 that changes the last of a few factors' 11
     bits as well: 1e-6 to 4e-3 measured. Products that round nothing are up to 6e-2 away, where the leaky ReLU of a unit
     near 0 takes its other slope; against them the tolerance would have to allow for that.
     """
     monkeypatch.setattr(cuda_module, "precision", precision)
-    compare(np.float32, widths, 1, tolerance, reference)
+    compare(np.float32, widths, 1, tolerance, reference, sigma=sigma)
 
 
 @pytest.mark.parametrize("widths", [ODD, EVEN], ids=["odd", "even"])
 @pytest.mark.parametrize("kl, sigma, train", [
     ("sample", 1.0, True), ("analytic", 0.3, True), ("analytic", "optimal", True), ("sample", "learned", True),
-    ("analytic", "pixel", True), ("sample", "optimal", False)])
+    ("analytic", "pixel", True), ("sample", "optimal", False), ("sample", "spectrum", True)])
 def test_every_gradient_is_the_definition_s(kl, sigma, train, widths):
     """Of x, z and each parameter; test_vae holds the definition's to finite differences."""
     case = checks.Case((8, 16, 3), 3, widths, kl, sigma, train)
@@ -113,10 +114,11 @@ def test_gradcheck(capsys, monkeypatch):
     assert "gen/tconv2/w" in capsys.readouterr().out
 
 
-def test_two_runs_give_the_same_bits():
+@pytest.mark.parametrize("sigma", ["1", "spectrum"])
+def test_two_runs_give_the_same_bits(sigma):
     a, b = ({}, {})
     for found in (a, b):
-        t = trainer(cuda_ops, np.float32)
+        t = trainer(cuda_ops, np.float32, sigma=sigma)
         for _ in range(3):
             t.step()
         found |= state(t)
@@ -162,6 +164,17 @@ def test_pictures_and_the_density_card(tmp_path, monkeypatch):
     rows = [row for part in ("bounds", "annealed", "simulated") for row in found[part]["rows"].values()]
     assert np.isfinite([row["nats_per_image"] for row in rows]).all()
     figures.draw_interpolation(run / "interpolation.png", t.vae, TEST)
+
+
+@pytest.mark.parametrize("sigma", ["pixel", "spectrum"])
+def test_draws_are_numpy_s(sigma):
+    z = np.random.default_rng(0).standard_normal((3, 4))
+    found = []
+    for ops in (numpy_ops, cuda_ops):
+        t = trainer(ops, sigma=sigma)
+        move_off(t.vae)
+        found.append(ops.to_host(t.vae.draw(ops.xp.asarray(z), estimates.Noise(0, 1, [b"a", b"b", b"c"]))))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -234,9 +247,10 @@ def test_a_step_that_fails_ends_its_capture():
     assert not recorder.capturing and not recorder.streams and not cuda_module._streams
 
 
-def test_a_step_allocates_nothing_once_it_is_warm(monkeypatch):
+@pytest.mark.parametrize("sigma", ["1", "spectrum"])
+def test_a_step_allocates_nothing_once_it_is_warm(monkeypatch, sigma):
     """What a captured graph needs: every array that it names exists already, and lives on."""
-    t = trainer(cuda_ops, np.float32)
+    t = trainer(cuda_ops, np.float32, sigma=sigma)
     t.step()
     for name in ("zeros", "full", "asarray", "asnumpy", "ascontiguousarray", "_device"):
         monkeypatch.setattr(device, name, None)

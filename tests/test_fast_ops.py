@@ -122,8 +122,9 @@ def test_spectrum(rng, both, n, size):
     outputs = [(n,), f.shape, f.shape, (size,)]
     pieces = [both(lambda ops, *out: ops.student(f, log_scale, b, 8, 0.1, *out), outputs)]
     pieces.append(both(lambda ops, da, db: ops.bias_tanh_dx(f, np.tanh(log_scale), da, db), [f.shape, (size,)]))
-    x, r = rng.standard_normal((n, 4, size)), rng.standard_normal((4, 4))
+    x, r, c = rng.standard_normal((n, 4, size)), rng.standard_normal((4, 4)), rng.standard_normal((size, size))
     pieces.append(both(lambda ops, y: ops.mix_rows(r, x, y), [x.shape]))
+    both(lambda ops, y: ops.mix_columns(x, c, y), [x.shape])
     assert min(pieces) > 1 or n == 2
 
 

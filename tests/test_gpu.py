@@ -20,7 +20,7 @@ from minivae.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parent.parent
-SIGMAS = ["1", "optimal", "learned", "pixel"]
+SIGMAS = ["1", "optimal", "learned", "pixel", "spectrum"]
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +184,7 @@ def test_a_full_run_on_housenumbers(tmp_path):
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-@pytest.mark.parametrize("sigma", ["1", "pixel"])
+@pytest.mark.parametrize("sigma", ["1", "pixel", "spectrum"])
 def test_compute_sanitizer(digits, tool, sigma):
     sanitizer = shutil.which("compute-sanitizer")
     if not sanitizer:

@@ -280,10 +280,13 @@ def test_tanh_and_its_gradient(ops, rng, check):
     check(f, {"a": (a, da), "b": (b, db)})
 
 
-def test_mixed_rows_and_a_difference(ops, rng):
-    r, x, y = rng.standard_normal((6, 6)), rng.standard_normal((20, 6, 9)), empty((20, 6, 9))
+def test_mixes_and_a_difference(ops, rng):
+    r, c, x = rng.standard_normal((6, 6)), rng.standard_normal((9, 9)), rng.standard_normal((20, 6, 9))
+    y = empty(x.shape)
     ops.mix_rows(r, x, y)
     np.testing.assert_allclose(y, np.einsum("hi,nik->nhk", r, x), rtol=1e-12, atol=1e-12)
+    ops.mix_columns(x, c, y)
+    np.testing.assert_allclose(y, np.einsum("nhi,ik->nhk", x, c), rtol=1e-12, atol=1e-12)
     error = empty(x.shape)
     ops.subtract(x, y, error)
     np.testing.assert_array_equal(error, x - y)

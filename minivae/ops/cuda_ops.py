@@ -1,6 +1,7 @@
 """The operations on the GPU: each launches the kernels that do what plain.py defines under the same name.
 
-How each works is said beside it, in kernels/*.cu. Products and convolutions are in cuda_conv, batch norm in cuda_norm.
+How each works is said beside it, in kernels/*.cu. Products and convolutions are in cuda_conv, batch norm in cuda_norm,
+and what sigma spectrum alone needs in cuda_spectrum.
 """
 
 import math
@@ -24,6 +25,15 @@ from minivae.ops.cuda_module import (  # noqa: F401
     to_host,
 )
 from minivae.ops.cuda_norm import batch_moments, batch_norm, batch_norm_dx, moving_average  # noqa: F401
+from minivae.ops.cuda_spectrum import (  # noqa: F401
+    bias_tanh_dx,
+    log_energy,
+    log_energy_dx,
+    mix_columns,
+    mix_rows,
+    student,
+    subtract,
+)
 
 THREADS = 256  # of a block
 IMAGE_THREADS = 192  # of a block of the image's kernels, at most: a multiple of 1, 2, 3, 4 and 6 channels
@@ -33,7 +43,8 @@ ADAM_BLOCKS = 2  # on a multiprocessor: enough loads on their way for the memory
 GAUSSIAN = Source("gaussian.cu", names=["latent", "latent_dx", "bias_tanh", "tanh_gaussian<1>", "tanh_gaussian<4>",
                                         "tanh_gaussian_pixel", "log_sigma_dx", "fit_sigma"],
                   THREADS=THREADS, IMAGE_THREADS=IMAGE_THREADS, VAR_FLOOR=VAR_FLOOR, SIGMA_FLOOR=SIGMA_FLOOR)
-STEP = Source("step.cu", names=["normal", "gather", "adam_rate", "adam<1>", "adam<4>", "add<1>", "add<4>", "record"],
+STEP = Source("step.cu", names=["normal", "gather", "dequantize", "adam_rate", "adam<1>", "adam<4>", "add<1>",
+                                "add<4>", "record"],
               THREADS=THREADS, HALF_RANGE=HALF_RANGE)
 
 
@@ -116,6 +127,11 @@ def fit_sigma(rec, size, log_sigma):
 def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
     blocks, block, tiling = _image_tiling(x, 1, sums=3)
     GAUSSIAN.launch("tanh_gaussian_pixel", x.dtype, blocks, block, a, b, x, float(scale), *tiling, x_hat, rec, da, db)
+
+
+def dequantize(seed, stream, t, x):
+    STEP.launch("dequantize", x.dtype, _blocks(-(-x.size // 4)), THREADS, np.uint64(seed), np.uint32(stream), t, x.size,
+                x)
 
 
 def _blocks(threads):

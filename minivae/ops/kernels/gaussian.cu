@@ -42,7 +42,7 @@ __global__ void latent_dx(const T* dz, const T* mean, const T* s, const T* eps, 
 }
 
 //   plain: x_hat[...] = np.tanh(a + b)
-// Each value gets a thread. Only sampling wants x_hat alone.
+// Each value gets a thread.
 __global__ void bias_tanh(const T* a, const T* b, int c, int count, T* x_hat) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) x_hat[i] = tanh(a[i] + b[i % c]);

@@ -1,23 +1,5 @@
 // Batch normalization, forward and backward: the kernels of cuda_norm.py. Each quotes the lines of plain.py that it
-// replaces.
-//
-// x is a matrix of `rows` rows and c channels, channels side by side. A thread takes V neighbouring channels, 16 bytes
-// of floats, and walks down the rows, so that its channels' constants are read once and stay in registers. A block is
-// `columns` such threads wide, which makes 128 bytes, a line of the cache; its other threads stand on further rows.
-// blockIdx.y is the strip of channels, blockIdx.x the share of the rows: neighbouring rows go to neighbouring threads.
-//
-// A sum over rows has three levels: each thread adds its own rows, the block adds its threads' sums in shared memory
-// (fold_rows), and the last block of a strip to finish adds the sums of the strip's blocks. Every order is fixed, so
-// two runs give the same bits.
-
-template <int V> struct Place {
-  int column, lane, lanes, channel, row, step;
-  bool inside;
-  __device__ Place(int c, int columns)
-      : column(threadIdx.x % columns), lane(threadIdx.x / columns), lanes(blockDim.x / columns),
-        channel((blockIdx.y * columns + column) * V), row(blockIdx.x * lanes + lane), step(gridDim.x * lanes),
-        inside(channel < c) {}
-};
+// replaces. columns.cu says how they are tiled.
 
 template <int V> struct Constants {  // of a thread's channels: u = (x - mean) scale + offset, scale = gamma rstd
   T mean[V], rstd[V], scale[V], offset[V];
@@ -32,14 +14,6 @@ template <int V> struct Constants {  // of a thread's channels: u = (x - mean) s
     }
   }
 };
-
-// Each channel's sum of `value` over the block's rows, in every thread of the channel; s (THREADS * V) is scratch.
-template <int V> __device__ void sum_rows(T* s, const Place<V>& at, int columns, T* value) {
-  __syncthreads();  // the last sums in s have been read
-  for (int k = 0; k < V; ++k) s[(at.lane * columns + at.column) * V + k] = value[k];
-  fold_rows(s, at.lanes, columns * V);
-  for (int k = 0; k < V; ++k) value[k] = s[at.column * V + k];
-}
 
 //   plain: rows = x.reshape(-1, x.shape[-1])
 //   plain: moments[0] = rows.mean(0)
@@ -169,53 +143,23 @@ batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const
   SHARED(T, s, [THREADS * V]);
   const Place<V> at(c, columns);
   const Constants<V> is(moments, gamma, beta, at.inside ? at.channel : 0, c);
-  T sum[V] = {}, dot[V] = {};
+  T sums[2][V] = {};  // of g and of g (x - mean)
   for (int r = at.row; at.inside && r < rows; r += at.step) {
     T centred[V];
     const Vec<V> g = slope_of<V>(dy, x, (size_t)r * c + at.channel, is, slope, centred);
     for (int k = 0; k < V; ++k) {
-      sum[k] += g.at[k];
-      dot[k] += g.at[k] * centred[k];
+      sums[0][k] += g.at[k];
+      sums[1][k] += g.at[k] * centred[k];
     }
   }
-  sum_rows<V>(s, at, columns, sum);
-  sum_rows<V>(s, at, columns, dot);
-  if (gridDim.x > 1) {
-    if (at.inside && at.lane == 0)
-      for (int k = 0; k < V; ++k) {
-        partial[(size_t)2 * blockIdx.x * c + at.channel + k] = sum[k];
-        partial[(size_t)(2 * blockIdx.x + 1) * c + at.channel + k] = dot[k];
-      }
-    if (!last_block(counters + blockIdx.y, gridDim.x)) return;
-    for (int k = 0; k < V; ++k) sum[k] = dot[k] = 0;
-    // A load for every round, with a factor of 0 past the end: a condition would make each wait for the one before.
-    const T* from = partial + at.channel;
-    const int blocks = gridDim.x;
-    for (int i = at.lane; at.inside && i < blocks; i += AHEAD * at.lanes) {
-      Vec<V> sums[AHEAD], dots[AHEAD];
-      for (int a = 0; a < AHEAD; ++a) {
-        const size_t block = min(i + a * at.lanes, blocks - 1);
-        sums[a] = load<V>(from + 2 * block * c);
-        dots[a] = load<V>(from + (2 * block + 1) * c);
-      }
-      for (int a = 0; a < AHEAD; ++a) {
-        const T factor = i + a * at.lanes < blocks;
-        for (int k = 0; k < V; ++k) {
-          sum[k] += factor * sums[a].at[k];
-          dot[k] += factor * dots[a].at[k];
-        }
-      }
-    }
-    sum_rows<V>(s, at, columns, sum);
-    sum_rows<V>(s, at, columns, dot);
-  }
-  for (int k = 0; k < V; ++k) dot[k] *= is.rstd[k];
+  if (!sum_columns<V, 2>(s, at, c, columns, partial, counters, sums)) return;
+  for (int k = 0; k < V; ++k) sums[1][k] *= is.rstd[k];
   if (at.inside && at.lane == 0)
     for (int k = 0; k < V; ++k) {
-      dbeta[at.channel + k] = sum[k];
-      dgamma[at.channel + k] = dot[k];
+      dbeta[at.channel + k] = sums[0][k];
+      dgamma[at.channel + k] = sums[1][k];
     }
-  if (gridDim.x == 1) write_dx<V>(at, dy, x, is, slope, train, dot, sum, rows, c, dx);
+  if (gridDim.x == 1) write_dx<V>(at, dy, x, is, slope, train, sums[1], sums[0], rows, c, dx);
 }
 
 // The second pass where several blocks share the rows: dx from dgamma and dbeta.

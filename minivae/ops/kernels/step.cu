@@ -51,6 +51,20 @@ __global__ void gather(const unsigned char* images, const int* index, const long
   store<4>(to + i, v);
 }
 
+//   plain: noise = philox.uniforms(seed, stream, t[0], x.size).reshape(x.shape) - 0.5
+//   plain: x += noise / HALF_RANGE
+// A thread takes the four values of one counter, in double as NumPy does, so that they have the same bits. `count` is a
+// multiple of 4, as in gather.
+__global__ void dequantize(unsigned long long seed, unsigned stream, const long long* t, int count, T* x) {
+  const int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
+  if (i >= count) return;
+  const uint4 w = random_words(seed, stream, t[0], i);
+  const unsigned words[4] = {w.x, w.y, w.z, w.w};
+  Vec<4> v = load<4>(x + i);
+  for (int k = 0; k < 4; ++k) v.at[k] = v.at[k] + ((words[k] + 0.5) / 4294967296.0 - 0.5) / (double)HALF_RANGE;
+  store<4>(x + i, v);
+}
+
 //   plain: rate[0] = lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1))
 // lr and t are read on the device, so that a captured graph follows them.
 __global__ void adam_rate(const double* lr, const long long* t, double beta1, double beta2, T* rate) {
