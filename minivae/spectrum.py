@@ -4,6 +4,8 @@ docs/spectrum.md derives it. The residual of an image is smooth and its contrast
 is described by the scale of each coefficient of a cosine transform, which z moves, with the tails of a Student-t.
 """
 
+import math
+
 import numpy as np
 from scipy.fft import dct, dctn
 from scipy.special import gammaincinv
@@ -13,7 +15,7 @@ from minivae.layers import LEAKY_SLOPE, BatchNorm, Dense, Layer
 from minivae.ops import HALF_RANGE, PIXEL_VAR
 
 NU = 8  # degrees of freedom
-HIDDEN = 128  # units between z and the bands' scales
+HIDDEN = 128  # units between z and the scales
 OCTAVES = 8  # of spatial frequency, each in two orientations and every colour axis
 CALM = 0.1  # gamma before the last layer, at first: Adam's steps then move x_hat that much less
 COLOURS = {1: np.eye(1), 3: np.array([(1, 1, 1), (1, 0, -1), (1, -2, 1)]) / np.sqrt([[3], [2], [6]])}  # orthonormal
@@ -32,13 +34,9 @@ class Cosines(Layer):
         rows = dct(np.eye(height), axis=0, norm="ortho")
         columns = np.kron(dct(np.eye(width), axis=0, norm="ortho"), COLOURS[channels]).T
         self.shape = shape
-        self.rows = self.constant(rows, params)
-        self.inverse_rows = self.constant(rows.T, params)
-        self.columns = self.constant(columns, params)
-
-    @staticmethod
-    def constant(matrix, params):
-        return params.ops.xp.asarray(np.ascontiguousarray(matrix), params.dtype)
+        self.rows = constant(rows, params)
+        self.inverse_rows = constant(rows.T, params)
+        self.columns = constant(columns, params)
 
     def forward(self, x):
         n = len(x)
@@ -67,11 +65,10 @@ class BandEnergies(Layer):
 
     def __init__(self, params, shape, outputs):
         super().__init__(params)
-        membership = bands(shape)
-        self.pool = Cosines.constant(membership / membership.sum(1, keepdims=True), params)
         self.cosines = Cosines(params, shape)
-        self.norm = BatchNorm(params, "enc/energies", len(membership), LEAKY_SLOPE)
-        self.dense = Dense(params, "enc/energies", len(membership), outputs)
+        self.pool = constant(bands(shape), params)
+        self.norm = BatchNorm(params, "enc/energies", len(self.pool), LEAKY_SLOPE)
+        self.dense = Dense(params, "enc/energies", len(self.pool), outputs)
 
     def forward(self, x, train):
         self.f = self.cosines.forward(x)
@@ -90,12 +87,12 @@ class BandEnergies(Layer):
 class Spectrum(Likelihood):
     """f = F (x_hat - x) has the density of a Student-t with nu degrees of freedom; F is that of Cosines.
 
-    The scales are those of bands, which a small network finds, times one for each coefficient:
+    The scales are those that all images share, e^b, times what a small network makes of z:
 
-        h = tanh(z w1 + b1)     s = h w2     log_scale = s U     e^(log_scale + b)
+        h = tanh(z w1 + b1)     log_scale = h w2     scale e^(log_scale + b)
 
-    z (N, Z), w1 (Z, 128), w2 (128, B), U (B, D) zeros and ones: the band of each coefficient, b (D,). With
-    d = sum f^2 / e^(2 (log_scale + b)) and the image's weight w = (nu + D)/(nu + d):
+    z (N, Z), w1 (Z, 128), w2 (128, D), b (D,). With d = sum f^2 / e^(2 (log_scale + b)) and the image's weight
+    w = (nu + D)/(nu + d):
 
         rec = (nu + D)/2 ln(1 + d/nu) + sum (log_scale + b) + constant
         d rec/df = w f / e^(2 (log_scale + b))     d rec/dx_hat = F^T d rec/df = -d rec/dx
@@ -106,13 +103,12 @@ class Spectrum(Likelihood):
 
     def __init__(self, params, shape, latent, sigma):
         super().__init__(params, shape, latent, 1)
-        membership = bands(shape)
+        size = math.prod(shape)
         self.cosines = Cosines(params, shape)
         self.hidden = Dense(params, "gen/spectrum/hidden", latent, HIDDEN)
         self.hidden_b = params.constant("gen/spectrum/hidden/b", (HIDDEN,), 0)
-        self.scales = Dense(params, "gen/spectrum/scales", HIDDEN, len(membership))
-        self.spectrum = params.constant("gen/spectrum/b", (membership.shape[1],), 0)
-        self.membership = Cosines.constant(membership, params)
+        self.scales = Dense(params, "gen/spectrum/scales", HIDDEN, size)
+        self.spectrum = params.constant("gen/spectrum/scales/b", (size,), 0)
 
     def forward(self, a, x, z, train):
         self.x_hat = self.mean(a)
@@ -132,18 +128,13 @@ class Spectrum(Likelihood):
         a = self.hidden.forward(z)
         self.h = self.like("h", a.shape, a)
         self.ops.bias_tanh(a, self.hidden_b.value, self.h)
-        s = self.scales.forward(self.h)
-        log_scale = self.like("log_scale", (len(z), self.membership.shape[1]), s)
-        self.ops.dense(s, self.membership, log_scale)
-        return log_scale
+        return self.scales.forward(self.h)
 
     def backward(self, want_dw=True):
         self.dx_hat = self.cosines.backward(self.df)
         da = self.like("da", self.dx_hat.shape, self.df)
         self.ops.bias_tanh_dx(self.dx_hat, self.x_hat, da, self.b.grad)
-        ds = self.like("ds", (len(da), len(self.membership)), da)
-        self.ops.dense_dx(self.dlog_scale, self.membership, ds)
-        dh = self.scales.backward(ds, want_dw)
+        dh = self.scales.backward(self.dlog_scale, want_dw)
         dhidden = self.like("dhidden", dh.shape, dh)
         self.ops.bias_tanh_dx(dh, self.h, dhidden, self.hidden_b.grad)
         self.dz = self.hidden.backward(dhidden, want_dw)
@@ -164,7 +155,7 @@ class Spectrum(Likelihood):
         return self.mean(a) + self.cosines.backward(xp.asarray(t, a.dtype) * xp.exp(log_scale + self.spectrum.value))
 
     def start(self, images, generator):
-        """x_hat is the images' mean colour, s is zero, and b that of a Student-t fitted to the images about x_hat."""
+        """x_hat is the mean colour of images, log_scale is zero, and b that of a Student-t fitted to x - x_hat."""
         x = images / HALF_RANGE - 1
         colour = x.mean((0, 1, 2))
         squares = (dctn(x - colour, axes=(1, 2), norm="ortho") @ COLOURS[x.shape[3]].T).reshape(len(x), -1) ** 2
@@ -182,12 +173,17 @@ class Spectrum(Likelihood):
 
 
 def bands(shape):
-    """(B, D) zeros and ones: which coefficients (H, W, C) each band has, octaves x 2 orientations x C colours."""
+    """(B, D): row b averages over the coefficients of band b, an octave of one orientation and one colour axis."""
     height, width, channels = shape
-    longest = max(height, width)
-    p = np.arange(height)[:, None] * longest / height
-    q = np.arange(width)[None] * longest / width
-    octave = np.log2(1 + np.hypot(p, q))
+    p = np.arange(height)[:, None] / height
+    q = np.arange(width) / width
+    octave = np.log2(1 + np.hypot(p, q) * max(height, width))
     octave = np.minimum(octave / octave.max() * OCTAVES, OCTAVES - 1).astype(int)
     band = ((octave * 2 + (p > q))[..., None] * channels + np.arange(channels)).reshape(-1)
-    return (np.unique(band)[:, None] == band).astype(float)  # small images lack some
+    members = np.unique(band)[:, None] == band  # small images lack some bands
+    return members / members.sum(1, keepdims=True)
+
+
+def constant(matrix, params):
+    """A matrix on the model's device and in its dtype."""
+    return params.ops.xp.asarray(np.ascontiguousarray(matrix), params.dtype)
