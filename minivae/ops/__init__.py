@@ -1,6 +1,6 @@
 """The contract between the layers and the arithmetic, in words, and the model's constants.
 
-About two dozen operations are written three times under one name and signature:
+About thirty operations are written three times under one name and signature:
 
     plain       the definition: every operation as one would write it on paper, in plain NumPy (with plain_sigmas)
     numpy_ops   the same, fast on a CPU: threads, tiles, fewer multiplications; plain's own where that is fast enough
