@@ -7,7 +7,7 @@ import math
 
 from minivae.gaussian import Likelihood
 from minivae.layers import DECAY
-from minivae.ops import HALF_RANGE, SIGMA_FLOOR
+from minivae.ops import SIGMA_FLOOR
 from minivae.spectrum import Spectrum
 
 
@@ -25,8 +25,9 @@ class Learned(Likelihood):
         return rec
 
     def start(self, images, generator):
-        """sigma = the root mean square of images about their own means."""
-        self.log_sigma.value[...] = math.log(images.std((1, 2, 3)).mean() / HALF_RANGE)
+        """sigma is the root mean square of an image about its own mean, averaged over images; at least a grey level."""
+        spread = images.std((1, 2, 3)).mean()  # in grey levels
+        self.log_sigma.value[...] = math.log(max(spread, 1) * SIGMA_FLOOR)
 
 
 class Optimal(Likelihood):

@@ -176,7 +176,7 @@ class Spectrum(Likelihood):
             var = weight @ squares / len(x)
         asarray = self.ops.xp.asarray
         self.spectrum.value[...] = asarray(np.log(var) / 2, self.spectrum.value.dtype)
-        self.b.value[...] = asarray(np.arctanh(colour), self.b.value.dtype)
+        self.b.value[...] = asarray(np.arctanh(np.clip(colour, -0.99, 0.99)), self.b.value.dtype)  # black is -1
         self.scales.w.value[...] = 0
         generator.tconv2.norm.gamma.value[...] = CALM
         generator.tconv3.w.value[...] = 0

@@ -106,6 +106,12 @@ def test_a_fitted_sigmas_test_loss_is_of_dequantized_pixels(ops, sigma):
     np.testing.assert_allclose(Evaluation(t.vae, TEST, 3).losses(), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("sigma", FITTED_SIGMAS)
+def test_black_images_are_a_start_too(ops, sigma):
+    t = trainer(ops, images=np.zeros((20, 8, 8, 3), np.uint8), sigma=sigma)
+    assert np.isfinite(losses(t, 3)).all() and np.isfinite(t.vae.params.values).all()
+
+
 def test_a_learned_sigma_starts_near_the_images_spread(ops):
     images = np.clip(np.random.RandomState(0).normal(128, 20, (50, 8, 8, 3)), 0, 255).astype(np.uint8)
     t = trainer(ops, images=images, sigma="learned")

@@ -9,7 +9,7 @@ from minivae.ops.philox import STREAMS
 from minivae.training.batches import Batches
 from minivae.vae import VAE, Widths
 
-START_IMAGES = 2000  # at most, from which a fitted sigma starts
+START_BYTES = 7_000_000  # of training images, at most, from which a fitted sigma starts
 
 
 class Trainer:
@@ -25,7 +25,7 @@ class Trainer:
         self.dtype = dtype
         self.widths = widths
         self.vae = self.build(ops)
-        self.vae.start(images[:: -(-len(images) // START_IMAGES)])
+        self.vae.start(images[:: -(-len(images) * images[:1].nbytes // START_BYTES)])
         self.adam = Adam(self.vae.params, config.lr)
         self.rate = config.lr  # adam.lr, on the host
         self.batches = Batches(images, config, ops)
