@@ -459,12 +459,12 @@ def naive(count=32, most=10_000, chains=16, transitions=100):
     samples = np.unique(np.geomspace(1, most, 9).astype(int))
     figure, axis = plt.subplots(figsize=(5.5, 3.6))
     missing = {}
-    for part, (name, m, v) in enumerate((("naive", 0 * mean, 1 + 0 * var), ("IWAE", mean, var))):
-        log_w = estimates.importance(model, x, m, v, most, Noise(0, part, numbered(count)))
+    for name, m, v in (("naive", 0 * mean, 1 + 0 * var), ("IWAE", mean, var)):
+        log_w = estimates.importance(model, x, m, v, most, Noise(0, name, numbered(count)))
         short = np.array([truth - estimates.log_mean_exp(log_w[:k]) for k in samples])
         missing[name] = short[-1]
         axis.errorbar(samples, short.mean(1), short.std(1, ddof=1) / count**0.5, label=name)
-    annealed = estimates.anneal(model, x, mean, var, chains, transitions, Noise(0, 2, numbered(count)))
+    annealed = estimates.anneal(model, x, mean, var, chains, transitions, Noise(0, "AIS", numbered(count)))
     missing["AIS"] = truth - estimates.log_mean_exp(annealed["log_w"])
     axis.axhline(missing["AIS"].mean(), color="C2", label=f"AIS, {chains} chains of {transitions}")
     axis.set(xlabel="samples", ylabel="ln p(x) - estimate, nats", xscale="log", yscale="symlog")
@@ -505,7 +505,7 @@ def likelihood_and_kl(steps=1500, train=3000):
     model = estimates.Model(trained(images, 10, "optimal", 0, steps))
     device_x = model.device(x)
     mean, var = model.posterior(device_x)
-    _, bound = estimates.elbo(model, device_x, mean, var, Noise(0, 1, hashes(test)).normal((8, *mean.shape), 1))
+    _, bound = estimates.elbo(model, device_x, mean, var, Noise(0, "ELBO", hashes(test)).normal((8, *mean.shape), 1))
     names = ("full Gaussian", "VAE, bound")
     bits = [estimates.bits_per_dim(value, x[0].size) for value in (gaussian, bound)]
     right.bar(names, [b.mean() for b in bits], yerr=[estimates.standard_error(b) for b in bits])

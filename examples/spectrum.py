@@ -52,7 +52,7 @@ def draw_moved(axis, vae):
 
 def draw_images(axis, vae):
     z = vae.ops.xp.asarray(np.random.default_rng(0).standard_normal((COLUMNS, vae.latent)), vae.dtype)
-    pictures = [vae.decode(z), vae.draw(z, Noise(0, 0, numbered(COLUMNS)))]
+    pictures = [vae.decode(z), vae.draw(z, Noise(0, "simulated pixels", numbered(COLUMNS)))]
     rows = [np.concatenate(list(to_uint8(vae.ops.to_host(images))), axis=1) for images in pictures]
     axis.imshow(np.concatenate(rows).squeeze(), cmap="gray")
     axis.set(title="x_hat, and below it a draw of p(x|z)", xticks=[], yticks=[])

@@ -3,14 +3,11 @@
 import numpy as np
 from tqdm import tqdm
 
-from minivae.density import estimates
+from minivae.density import estimates, score
 from minivae.density.estimates import Model, Noise, numbered
 from minivae.errors import UserError
 from minivae.images.data import hashes
 from minivae.training import figures
-
-SAMPLES = 6  # the part of the noise that sample takes
-SCORES = 7  # and score
 
 
 class TrainedVAE:
@@ -22,7 +19,7 @@ class TrainedVAE:
 
     def encode(self, images):
         """mean, var (N, Z) float32 of q(z|x). UserError if the images are of another shape or type."""
-        batches = [self.model.posterior(x) for _, x in self._batches(images)]
+        batches = [self.model.posterior(self.model.device(estimates.scaled(part))) for part in self._batches(images)]
         mean, var = (np.concatenate(parts).astype(np.float32) for parts in zip(*batches, strict=True))
         return mean, var
 
@@ -35,7 +32,7 @@ class TrainedVAE:
         z = figures.prior(self.vae, count, seed)
         if not noise:
             return self.decode(z)
-        numbers = Noise(seed, SAMPLES, numbered(count))
+        numbers = Noise(seed, "simulated pixels", numbered(count))
         return np.concatenate([figures.to_uint8(self.vae.ops.to_host(self.model.simulate(z[rows], numbers.of(rows))))
                                for rows in self._rows(count)])
 
@@ -44,23 +41,18 @@ class TrainedVAE:
 
         importance: draws of z for each image. UserError if the images are of another shape or type.
         """
-        scores = []
-        for rows, x in self._batches(images):
-            noise = Noise(seed, SCORES, hashes(images[rows]))
-            log_w = estimates.importance(self.model, x, *self.model.posterior(x), importance, noise)
-            scores.append(estimates.log_mean_exp(log_w))
-        return np.concatenate(scores)
+        settings = {"seed": seed, "importance": importance}
+        batches = [score.bounds(self.model, part, list(hashes(part)), settings, estimates.silent)["iwae"]
+                   for part in self._batches(images)]
+        return np.concatenate(batches)
 
     def _batches(self, images):
-        """Slices of the images, each with its images on the device and in [-1, 1].
-
-        UserError if they are of another shape or type.
-        """
+        """The images, some at a time. UserError if they are of another shape or type."""
         if images.shape[1:] != self.vae.shape or images.dtype != np.uint8 or not len(images):
             shape = ", ".join(map(str, self.vae.shape))
             raise UserError(f"images of shape {images.shape} and type {images.dtype}; give uint8 (N, {shape})")
         for rows in self._rows(len(images)):
-            yield rows, self.model.device(estimates.scaled(images[rows]))
+            yield images[rows]
 
     def _rows(self, count):
         """The batches of `count` images, as slices."""

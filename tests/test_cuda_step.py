@@ -173,7 +173,8 @@ def test_draws_are_numpy_s(sigma):
     for ops in (numpy_ops, cuda_ops):
         t = trainer(ops, sigma=sigma)
         move_off(t.vae)
-        found.append(ops.to_host(t.vae.draw(ops.xp.asarray(z), estimates.Noise(0, 1, [b"a", b"b", b"c"]))))
+        noise = estimates.Noise(0, "simulated pixels", estimates.numbered(3))
+        found.append(ops.to_host(t.vae.draw(ops.xp.asarray(z), noise)))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-9)
 
 

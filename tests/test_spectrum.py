@@ -75,7 +75,9 @@ def test_draws_have_the_densitys_moments(rng, shape):
     """Covariance nu/(nu - 2) diag(scale^2), and the weights' mean one: of a Gaussian's tails it would be below."""
     vae, n = build(rng, shape), 20_000
     z = rng.standard_normal((1, 3))
-    x = np.concatenate([vae.draw(np.repeat(z, n // 20, 0), Noise(0, part, numbered(n // 20))) for part in range(20)])
+    z_of_each = np.repeat(z, n // 20, 0)
+    draws = [vae.draw(z_of_each, Noise(seed, "simulated pixels", numbered(n // 20))) for seed in range(20)]
+    x = np.concatenate(draws)
     f = coefficients(x - vae.decode(z)) / scales(vae, z)
     np.testing.assert_allclose(f.mean(0), 0, atol=5 * (NU / (NU - 2) / n) ** 0.5)
     np.testing.assert_allclose((f**2).mean(0), NU / (NU - 2), rtol=0.1)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import minivae
-from minivae.density.estimates import scaled
+from minivae.density.estimates import Noise, scaled
 from minivae.errors import UserError
+from minivae.images.data import hashes
 from minivae.ops import numpy_ops
 from minivae.trained import TrainedVAE
 from minivae.vae import VAE, Widths
@@ -65,7 +66,8 @@ def test_the_score_of_a_model_whose_latents_do_nothing(model, rng):
         if p.name == "enc/var/beta":
             p.value[...] = np.log(np.expm1(1 - 1e-5))
     images = rng.integers(0, 256, (70, *SHAPE), np.uint8)
-    error = scaled(images) - model.vae.decode(np.zeros((1, 4), np.float32))
+    pixels = scaled(images, Noise(0, "pixels", list(hashes(images))))
+    error = pixels - model.vae.decode(np.zeros((1, 4), np.float32))
     log_p = -(error**2 / 0.02 + np.log(2 * np.pi * 0.01) / 2).sum((1, 2, 3))
     np.testing.assert_allclose(model.score(images, importance=20), log_p, rtol=1e-4)
 
