@@ -14,6 +14,7 @@ try:
     import signal
     import warnings
     from pathlib import Path
+    from urllib.parse import quote
 
     from minivae import __version__
     from minivae.errors import UserError, did_you_mean, run_command, same_device
@@ -108,9 +109,11 @@ def parser(command):
         p.add_argument("--lr", type=rate, default=argparse.SUPPRESS,
                        help="another learning rate from now on; the rate at the end changes in proportion")
     if command == "sample":
-        p.add_argument("--count", type=positive, default=200,
-                       help="number of images to draw, in rows of 20; unless it is 200, and the seed 0, the file is "
-                            "samples-countN-seedM.png")
+        p.add_argument("--count", type=positive, default=argparse.SUPPRESS,
+                       help="number of images to draw, in rows of 20 (default: 200, or a row for each label); with "
+                            "another number, seed or --label, the file's name says so")
+        p.add_argument("--label", metavar="NAME", default=argparse.SUPPRESS,
+                       help="the label of all images, where the run was trained with --labels (default: a row of each)")
         p.add_argument("--seed", type=seed, default=0, help="seed of the latent codes, and of --noise")
         p.add_argument("--noise", action="store_true",
                        help="draw images from p(x|z), instead of showing its mean; samples-noise.png has each row of "
@@ -161,6 +164,7 @@ def train_parser():
                    help="KL term of the loss: estimated from one sample, or exact")
     p.add_argument("--sigma", type=sigma, default=1.0, metavar="1|VALUE|optimal|learned|pixel|spectrum",
                    help="standard deviation of p(x|z): a fixed value, or a way to find it (docs/density.md)")
+    p.add_argument("--labels", action="store_true", help="give the generator each image's label, beside its code")
     p.add_argument("--out", type=path, default=argparse.SUPPRESS,
                    help="directory of the new run (default: the next free runs/NAME-N)")
     p.add_argument("--log-every", type=log_every, default=100, help="training steps for each line of metrics.csv")
@@ -205,7 +209,8 @@ def load_data(source, *how):
 def train(args):
     """Train a model into a new run directory; without a command, this is done."""
     ops = operations(args)
-    from minivae.images.data import test_subset
+    from minivae.images import labels
+    from minivae.images.given import test_images
     from minivae.training import checkpoint
     from minivae.training.loop import train as train_run
     from minivae.training.runs import Run, refuse_out
@@ -221,23 +226,29 @@ def train(args):
     print(f"{dataset.summary}; batches of {batch}")
     if batch > count:
         raise UserError(f"--batch-size {batch} exceeds the {count} training images")
+    known = labels.names(dataset) if args.labels else []
     steps = getattr(args, "steps", 50000 if args.gpu else 2000)
     config = Config(args.data, steps, batch, args.latent, args.lr, args.seed, args.kl, args.log_every,
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
-                    dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end, *how)
-    trainer = Trainer(config, dataset.train.images, ops)
+                    dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end, *how,
+                    label_names=known, labels_sha256=labels.sha256(dataset, known))
+    trainer = Trainer(config, dataset.train.images, ops,
+                      labels=labels.places(dataset.train, dataset.label_names, known))
     if start:
         checkpoint.start_from(*start, trainer)
         print(f"starting from the model of {config.origin}")
     run = Run.create(out, dataset.name, config)
     print(f"{steps} steps on {count} images of {dataset.name}, into {run.folder}")
-    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images)))
+    test = test_images(dataset)
+    test_labels = labels.places(test, dataset.label_names, known)
+    return finish(run, trainer, train_run(run, trainer, test.images, test_labels=test_labels))
 
 
 def resume(args):
     """Go on with a run, exactly where it stopped."""
     ops = operations(args)
-    from minivae.images.data import test_subset
+    from minivae.images import labels
+    from minivae.images.given import test_images
     from minivae.training import checkpoint
     from minivae.training.loop import train as train_run
     from minivae.training.runs import Run
@@ -246,7 +257,9 @@ def resume(args):
     run = Run.open(args.run)
     run.lock()
     dataset = matching_data(run, args)
-    trainer = Trainer(run.config, dataset.train.images, ops)
+    known = run.config.label_names
+    trainer = Trainer(run.config, dataset.train.images, ops,
+                      labels=labels.places(dataset.train, dataset.label_names, known))
     seconds = 0.0
     if (run / "checkpoint.h5").exists() or (run / checkpoint.PREVIOUS).exists():
         seconds = checkpoint.load_training(run / "checkpoint.h5", trainer)
@@ -265,7 +278,9 @@ def resume(args):
     run.save_config()
     lr = run.config.learning_rate(trainer.step_count)
     print(f"going on from step {trainer.step_count} of {run.folder}, at a learning rate of {lr:g}")
-    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images), seconds))
+    test = test_images(dataset)
+    test_labels = labels.places(test, dataset.label_names, known)
+    return finish(run, trainer, train_run(run, trainer, test.images, seconds, test_labels))
 
 
 def finish(run, trainer, signal):
@@ -277,7 +292,9 @@ def finish(run, trainer, signal):
 
 
 def matching_data(run, args):
-    """The run's data set, from where it is now. UserError if its images are not those that the run was made with."""
+    """The run's data set, from where it is now. UserError if its images or labels are not those it was made with."""
+    from minivae.images import labels
+
     config = run.config
     config.data = getattr(args, "data", config.data)
     dataset = load_data(config.data, config.size, config.skip_damaged)
@@ -286,6 +303,9 @@ def matching_data(run, args):
         raise UserError(f"{config.data} holds other images than {run.folder} was trained on; restore the old ones, say "
                         "with --data where they are, or fine-tune the model in a new run: "
                         f"{run_command('--data', config.data, '--from', run.folder)}")
+    if labels.sha256(dataset, config.label_names) != config.labels_sha256:
+        raise UserError(f"{config.data} has other labels than {run.folder} was trained on; restore the old ones, or "
+                        "say with --data where they are")
     return dataset
 
 
@@ -318,31 +338,40 @@ def sample(args):
     from minivae.trained import TrainedVAE
     from minivae.training import figures
 
-    model = TrainedVAE(vae)
+    model = TrainedVAE(vae, run.config.label_names)
+    count = getattr(args, "count", figures.sample_count(vae))
+    label = getattr(args, "label", None)
+    number = None if label is None else model.number(label)
+    if vae.label.classes and label is None:
+        print("labels of the rows of 20, in turn:", ", ".join(run.config.label_names))
     if "out" in args:
         export.refuse_place(args.out)
-        export.export(args.out, model.sample(args.count, args.seed, args.noise))
+        export.export(args.out, model.sample(count, args.seed, args.noise, label))
         print(args.out)
         return
     name = "samples-noise" if args.noise else "samples"
-    if args.count != 200 or args.seed != 0:
-        name += f"-count{args.count}-seed{args.seed}"
+    if label is not None:
+        name += f"-{quote(label, safe='')}"
+    if count != figures.sample_count(vae) or args.seed != 0:
+        name += f"-count{count}-seed{args.seed}"
     if args.noise:
-        x_hat, draws = (scaled(model.sample(args.count, args.seed, noise)) for noise in (False, True))
+        x_hat, draws = (scaled(model.sample(count, args.seed, noise, label)) for noise in (False, True))
         figures.save_pairs(run / f"{name}.png", x_hat, draws, figures.GRID_COLUMNS)
     else:
-        figures.draw_samples(run / f"{name}.png", vae, args.count, args.seed)
+        figures.draw_samples(run / f"{name}.png", vae, count, args.seed, number)
     print_pictures(run, f"{name}.png")
 
 
 def reconstruct(args):
     """Draw reconstructions.png: test images, or your own, beside their reconstructions."""
     run, vae, _ = open_model(args)
+    from minivae.images import labels
     from minivae.training import figures
 
-    split, _ = images_of(run, args)
+    split, label_names = images_of(run, args)
+    given = labels.places(split, label_names, run.config.label_names)
     name = named_after(args.path, "reconstructions.png")
-    figures.draw_reconstructions(run / name, vae, split.images)
+    figures.draw_reconstructions(run / name, vae, split.images, labels=given)
     print_pictures(run, name)
 
 
@@ -352,14 +381,16 @@ def interpolate(args):
     if len(names) % 2:
         raise UserError(f"--pairs has {len(names)} names; give two for each pair")
     run, vae, _ = open_model(args)
-    from minivae.images import given
+    from minivae.images import labels
+    from minivae.images.given import rows_named
     from minivae.training import figures
 
-    split, _ = images_of(run, args)
+    split, label_names = images_of(run, args)
     if names:
-        split = split.take(given.rows_named(split.names, names))
+        split = split.take(rows_named(split.names, names))
+    given = labels.places(split, label_names, run.config.label_names)
     name = named_after(args.path, "interpolation.png")
-    figures.draw_interpolation(run / name, vae, split.images, len(names) // 2 or 10)
+    figures.draw_interpolation(run / name, vae, split.images, len(names) // 2 or 10, labels=given)
     print_pictures(run, name)
 
 
@@ -372,15 +403,19 @@ def traverse(args):
     """Draw traverse.png: the latents one by one, each moved from -3 to 3."""
     run, vae, _ = open_model(args)
     from minivae.density.estimates import kl_per_latent
+    from minivae.images import labels
     from minivae.trained import TrainedVAE
     from minivae.training import figures
 
-    split, _ = images_of(run, args)
+    split, label_names = images_of(run, args)
     mean, var = TrainedVAE(vae).encode(split.images)
     kl = kl_per_latent(mean, var).mean(0)
     name = named_after(args.path, "traverse.png")
-    figures.draw_traversal(run / name, vae, mean[0] if args.path else 0 * mean[0], kl)
+    of_first = labels.places(split.take([0]), label_names, run.config.label_names)
+    figures.draw_traversal(run / name, vae, mean[0] if args.path else 0 * mean[0], kl, labels=of_first)
     around = f"the code of {split.names[0]}" if args.path else "0, the mean of the prior"
+    if of_first is not None:
+        around += f", with the label {run.config.label_names[of_first[0]]}"
     print(f"around {around}; one latent a row, by its KL(q(z|x) || p(z)), nats, of {len(mean):,} images:",
           *(f"z{latent} {kl[latent]:.2f}" for latent in kl.argsort()[::-1]))
     print_pictures(run, name)

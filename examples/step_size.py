@@ -14,7 +14,7 @@ from minivae import checks, gradcheck
 from minivae.ops import plain
 
 STEPS = {np.float64: 10 ** np.arange(-11, -0.9, 0.5), np.float32: 10 ** np.arange(-6, -0.9, 0.5)}
-CASES = [case for case in checks.SMALL_CASES if case.sigma == 1]
+CASES = [case for case in checks.SMALL_CASES if case.sigma == 1 and not case.classes]
 
 
 def errors(dtype):

@@ -19,12 +19,13 @@ from minivae.vae import VAE, Widths
 FAST_TOLERANCE = 1e-9  # of the fast operations, relative to the definition; right ones come out below 1e-13
 SMALL = Widths((4, 5, 6), 7, (8, 6, 5))
 
-Case = namedtuple("Case", "shape batch widths kl sigma train")
+Case = namedtuple("Case", "shape batch widths kl sigma train classes", defaults=[0])
 Row = namedtuple("Row", "name f array grad")  # f() is the scalar that grad (d f / d array) belongs to
 REFERENCE = Case((32, 32, 3), 4, Widths(), "sample", 1.0, True)
 MANY_PIECES = REFERENCE._replace(batch=130)  # the fast operations cut it into several pieces each
 SMALL_CASES = [Case((24, 8, 3), 5, SMALL, kl, sigma, train)  # 3 x 1 pixels at the innermost
                for sigma in (1.0, 0.3, *FITTED_SIGMAS) for kl in ("sample", "analytic") for train in (True, False)]
+SMALL_CASES += [SMALL_CASES[0]._replace(classes=3, sigma=sigma) for sigma in (1.0, "spectrum")]
 
 
 def model_rows(ops, case, latent=10, dtype=np.float64):
@@ -33,15 +34,16 @@ def model_rows(ops, case, latent=10, dtype=np.float64):
     Vectors of parameters and moving statistics start where gradients are dull (1, 0, 0), so they are moved off it.
     """
     rng = np.random.default_rng(0)
-    vae = VAE(case.shape, latent, ops, dtype, 0, case.kl, case.widths, case.sigma)
+    vae = VAE(case.shape, latent, ops, dtype, 0, case.kl, case.widths, case.sigma, case.classes)
     for p in vae.params.trained + vae.params.state:
         if len(p.shape) == 1 or p.grad is None:
             p.value += ops.xp.asarray(rng.uniform(-0.3, 0.3, p.shape))
     x = ops.xp.asarray(rng.uniform(-1, 1, (case.batch, *case.shape)), dtype)
     eps = ops.xp.asarray(rng.standard_normal((case.batch, latent)), dtype)
+    labels = ops.xp.asarray(np.arange(case.batch) % max(case.classes, 1), np.int32)
 
     def loss():
-        rec, kl = vae.forward(x, eps, case.train)
+        rec, kl = vae.forward(x, eps, case.train, labels)
         return float((rec + kl).mean())
 
     loss()
@@ -51,7 +53,7 @@ def model_rows(ops, case, latent=10, dtype=np.float64):
     rows += [Row(p.name, loss, p.value, p.grad.copy()) for p in vae.params.trained]
 
     def rec_of_z():
-        return float(vae.rec(z, x, case.train).mean())
+        return float(vae.rec(z, x, case.train, labels).mean())
 
     rec_of_z()
     dz = vae.rec_dz(want_dw=False)
@@ -127,7 +129,8 @@ def run(fast, definition=plain):
         yield both("The reference's model", model_rows, REFERENCE, table=True)
         for case in SMALL_CASES:
             mode = "training" if case.train else "test"
-            yield both(f"sigma {case.sigma}, kl {case.kl}, {mode} mode", model_rows, case)
+            labels = ", with labels" if case.classes else ""
+            yield both(f"sigma {case.sigma}, kl {case.kl}, {mode} mode{labels}", model_rows, case)
         yield both("convolutions of odd sizes", odd_rows)
         yield both("fast operations on 130 images", model_rows, MANY_PIECES, differences=False)
 

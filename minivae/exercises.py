@@ -11,7 +11,7 @@ from minivae.errors import UserError
 from minivae.ops import plain
 
 # no gradient passes through these
-NO_GRADIENT = {"adam", "adam_rate", "dequantize", "gather", "moving_average", "normal", "record"}
+NO_GRADIENT = {"adam", "adam_rate", "dequantize", "gather", "moving_average", "normal", "record", "take_labels"}
 OPERATIONS = [name for name, f in vars(plain).items()
               if inspect.isfunction(f) and f.__module__.startswith(plain.__name__)  # plain_sigmas' too
               and not name.startswith("_") and name not in NO_GRADIENT]

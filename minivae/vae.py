@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minivae.conditional import AppendLabel
 from minivae.gaussian import Likelihood, Posterior
 from minivae.layers import conv_block, conv_transpose, conv_transpose_block, dense_block
 from minivae.parameters import Parameters
@@ -93,18 +94,19 @@ class Generator:
 
 
 class VAE:
-    """shape (H, W, C); ops plain, numpy_ops or cuda_ops; dtype float32, or float64 to check gradients;
-
-    kl "sample" or "analytic" (see gaussian.Posterior); sigma a number or one of sigmas.FITTED_SIGMAS.
+    """shape (H, W, C); ops plain, numpy_ops or cuda_ops; dtype float32, or float64 to check gradients; kl "sample" or
+    "analytic" (see gaussian.Posterior); sigma a number or one of sigmas.FITTED_SIGMAS; classes Y, 0 for no labels.
     """
 
-    def __init__(self, shape, latent, ops, dtype=np.float32, seed=0, kl="sample", widths=Widths(), sigma=1.0):
+    def __init__(self, shape, latent, ops, dtype=np.float32, seed=0, kl="sample", widths=Widths(), sigma=1.0,
+                 classes=0):
         self.params = Parameters(ops, dtype, seed)
         kind = FITTED_SIGMAS.get(sigma, Likelihood)
         self.encoder = Encoder(self.params, shape, latent, widths, kind.also_seen)
-        self.generator = Generator(self.params, shape, latent, widths, kind.heads)
+        self.generator = Generator(self.params, shape, latent + classes, widths, kind.heads)
         self.posterior = Posterior(self.params, analytic=kl == "analytic")
-        self.likelihood = kind(self.params, shape, latent, sigma)
+        self.label = AppendLabel(self.params, classes)
+        self.likelihood = kind(self.params, shape, latent + classes, sigma)
         self.params.allocate()
         self.shape = tuple(shape)
         self.latent = latent
@@ -117,17 +119,18 @@ class VAE:
         """Begin a run: a fitted sigma takes its first value from training images (N, H, W, C) uint8."""
         self.likelihood.start(images, self.generator)
 
-    def forward(self, x, eps, train=True):
+    def forward(self, x, eps, train=True, labels=None):
         """rec, kl (N,) in nats per image, for x (N, H, W, C) and eps (N, Z); the loss L is the mean of their sum.
 
-        The next forward overwrites both arrays.
+        With classes, labels (N,) int32 are the images'. The next forward overwrites rec and kl.
         """
         mean, s = self.encoder.forward(x, train)
         z, kl = self.posterior.forward(mean, s, eps)
-        return self.rec(z, x, train), kl
+        return self.rec(z, x, train, labels), kl
 
-    def rec(self, z, x, train=True):
+    def rec(self, z, x, train=True, labels=None):
         """-ln p(x|z) - (D/2) ln 2 pi (N,) in nats per image, for z (N, Z) and x (N, H, W, C)."""
+        z = self.label.forward(z, labels)
         a = self.generator.forward(z, train)
         return self.likelihood.forward(a, x, z, train)
 
@@ -146,26 +149,26 @@ class VAE:
 
     def rec_dz(self, want_dw=True, ready=None):
         """d(mean rec)/dz (N, Z) of the last rec. want_dw=False finds it alone, as sampling from p(z|x) wants it."""
-        da = self.likelihood.backward(want_dw)
-        dz = self.generator.backward(da, want_dw)
+        dz = self.generator.backward(self.likelihood.backward(want_dw), want_dw)
         self.likelihood.add_dz(dz)
         if ready:
             ready(self.generator.dense.affine.w)
-        return dz
+        return self.label.backward(dz)
 
     def encode(self, x):
         """The means of q(z|x) (N, Z), batch norm in test mode. The array is the caller's."""
         mean, _ = self.encoder.forward(x, train=False)
         return mean.copy()
 
-    def decode(self, z):
+    def decode(self, z, labels=None):
         """x_hat (N, H, W, C) in [-1, 1], batch norm in test mode. The array is the caller's."""
-        a = self.generator.forward(z, train=False)
+        a = self.generator.forward(self.label.forward(z, labels), train=False)
         return self.likelihood.mean(a).copy()
 
-    def draw(self, z, noise):
+    def draw(self, z, noise, labels=None):
         """Images (N, H, W, C) drawn from p(x|z), batch norm in test mode. The array is the caller's.
 
         noise.normal(shape) and noise.uniform(shape) give random numbers, float64 on the host.
         """
+        z = self.label.forward(z, labels)
         return self.likelihood.draw(self.generator.forward(z, train=False), z, noise)

@@ -178,7 +178,7 @@ def test_fine_tuning(folder):
 
 @pytest.mark.parametrize("options, says", [
     (["--latent", 3], "the model of first has latent 10, and this run's would have 3"),
-    (["--sigma", 0.1], "has sigma 1.0, and this run's would have 0.1; --size, --latent and --sigma must"),
+    (["--sigma", 0.1], "has sigma 1.0, and this run's would have 0.1; --size, --latent, --sigma and --labels must"),
     (["--size", 8], "has shape (16, 16, 3), and this run's would have (8, 8, 3)"),
     (["--from", "nowhere"], "there is no nowhere"),
     (["--from", "."], ". holds no run"),

@@ -26,10 +26,10 @@ def on_the_emulator():
         yield
 
 
-def trained(seed, steps=1, **changes):
+def trained(seed, steps=1, labels=None, **changes):
     """(what was recorded, the Trainer) after a step launch by launch and `steps` replays."""
     recorder = Recorder(emulator.RawModule, seed)
-    t = Trainer(config(**changes), dataset().train.images, ops_on(recorder), np.float32, WIDTHS)
+    t = Trainer(config(**changes), dataset().train.images, ops_on(recorder), np.float32, WIDTHS, labels)
     t.check_each = False  # as on a GPU
     for _ in range(1 + steps):
         t.step()
@@ -56,6 +56,13 @@ def overlap(some, others):
 def test_branches_do_not_touch_what_others_write(sigma):
     recorder, _ = trained(0, sigma=sigma)
     assert conflicts(recorder) == set()
+
+
+def test_nor_do_they_with_labels():
+    recorder, t = trained(0, labels=(np.arange(100) % 2).astype(np.int32), label_names=["a", "b"])
+    assert {"take_labels", "append_label"} <= {launch.name for launch in recorder.launches}
+    assert conflicts(recorder) == set()
+    np.testing.assert_array_equal(t.labels, t.batches.index[1] % 2)  # the replayed step's
 
 
 def test_the_branches_are_there():

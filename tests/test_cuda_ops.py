@@ -156,6 +156,14 @@ def test_latent(agree, draw, new, shape, analytic):
     agree("latent_dx", draw(*shape), draw(*shape), s, eps, analytic, 0.3, z, var, new(*shape), new(*shape))
 
 
+@pytest.mark.parametrize("n, size, classes", [(1, 1, 1), (5, 10, 7), (64, 3, 10)])
+def test_append_label(agree, rng, draw, new, n, size, classes):
+    labels = rng.integers(0, classes, n).astype(np.int32)
+    labels[0] = classes - 1
+    agree("append_label", draw(n, size), labels, new(n, size + classes))
+    agree("append_label_dx", draw(n, size + classes), new(n, size))
+
+
 def test_extreme_variances(agree, dtype):
     s = np.array([[-1e4, -100, -20, 0, 20, 100, 1e4]], dtype)
     one, new = np.ones_like(s), np.full_like(s, np.nan)
@@ -311,6 +319,12 @@ def test_gather(agree, rng, new, shape, t, row):
     index = np.array([[5, 6, 7], [3, 19, 0], [1, 1, 2]], np.int32)
     *_, x = agree("gather", images, index, np.array([t]), new(3, *shape))
     np.testing.assert_array_equal(x, images[index[row]].astype(x.dtype) / x.dtype.type(HALF_RANGE) - 1)
+
+
+@pytest.mark.parametrize("t", [0, 4, 2**33 + 1, 2**62])
+@pytest.mark.parametrize("n", [1, 64, 300])
+def test_take_labels(agree, rng, n, t):
+    agree("take_labels", rng.integers(0, 10, (3, n)).astype(np.int32), np.array([t]), np.full(n, -1, np.int32))
 
 
 @pytest.mark.parametrize("size", [1, 6, 260, 2100])

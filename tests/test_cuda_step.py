@@ -25,6 +25,8 @@ from minivae.training.trainer import Trainer
 from minivae.vae import Widths
 
 SIGMAS = ["1", "0.3", "optimal", "learned", "pixel", "spectrum"]
+NAMES = ["ant", "bee", "cat"]
+LABELS = (np.arange(100) % 3).astype(np.int32)
 ODD, EVEN = Widths((4, 5, 6), 7, (8, 6, 5)), Widths((4, 8, 12), 8, (8, 12, 4))  # EVEN: vectors, tensor cores
 
 
@@ -61,11 +63,13 @@ def compare(dtype, widths, steps, tolerance, reference=numpy_ops, **changes):
     """
     found = []
     for ops in (reference, cuda_ops):
-        t = Trainer(config(**changes), dataset().train.images, ops, dtype, widths)
+        given = LABELS if "label_names" in changes else None
+        t = Trainer(config(**changes), dataset().train.images, ops, dtype, widths, given)
         move_off(t.vae)
         for _ in range(steps):
             t.step()
-        found.append(state(t) | {"test losses": Evaluation(t.vae, TEST, 0).losses()})
+        test_labels = None if given is None else given[: len(TEST)]
+        found.append(state(t) | {"test losses": Evaluation(t.vae, TEST, 0, test_labels).losses()})
     weights = {p.name for p in t.vae.params.trained} if dtype == np.float32 else set()
     for name in found[0].keys() - weights:
         expected = found[0][name]
@@ -78,6 +82,12 @@ def compare(dtype, widths, steps, tolerance, reference=numpy_ops, **changes):
 def test_three_steps_are_numpy_s(kl, sigma):
     """Losses, activations, gradients, moments, parameters, moving statistics, then test mode."""
     compare(np.float64, ODD, 3, 1e-9, kl=kl, sigma=sigma)
+
+
+@pytest.mark.parametrize("widths, sigma", [(ODD, "1"), (EVEN, "1"), (EVEN, "spectrum")],
+                         ids=["odd", "even", "spectrum"])
+def test_three_steps_with_labels_are_numpy_s(widths, sigma):
+    compare(np.float64, widths, 3, 1e-9, sigma=sigma, label_names=NAMES)
 
 
 @pytest.mark.parametrize("widths, sigma", [(ODD, "1"), (EVEN, "1"), (EVEN, "spectrum")],
@@ -208,14 +218,15 @@ def test_images_that_do_not_fit_are_streamed(tmp_path, monkeypatch, host, card):
     for memory, room in ((2**40, 2 * images.nbytes), (host, card)):
         monkeypatch.setattr(stream, "memory", lambda memory=memory: memory)
         monkeypatch.setattr(device.cuda.runtime, "memGetInfo", lambda room=room: (room, 2**40))
-        t = trainer(cuda_ops, np.float32, load(str(tmp_path / "a.h5"), None).train.images, log_every=2)
+        streamed = load(str(tmp_path / "a.h5"), None).train.images
+        t = Trainer(config(log_every=2, label_names=NAMES), streamed, cuda_ops, widths=ODD, labels=LABELS)
         place = address(t.batches.buffer.array)
         for step in range(9):
             if step == 4:
                 t.batches.next = {}  # as when steps are taken again
             t.step()
         assert address(t.batches.buffer.array) == place
-        found.append(state(t))
+        found.append(state(t) | {"labels": cuda_ops.to_host(t.labels).copy()})
     assert isinstance(t.batches.images, stream.Streamed) == (host == 1000)
     assert t.batches.device_images is t.batches.buffer.array and len(t.batches.device_images) < len(images)
     for name in found[0]:
@@ -251,7 +262,7 @@ def test_a_step_that_fails_ends_its_capture():
 @pytest.mark.parametrize("sigma", ["1", "spectrum"])
 def test_a_step_allocates_nothing_once_it_is_warm(monkeypatch, sigma):
     """What a captured graph needs: every array that it names exists already, and lives on."""
-    t = trainer(cuda_ops, np.float32, sigma=sigma)
+    t = Trainer(config(sigma=sigma, label_names=NAMES), dataset().train.images, cuda_ops, widths=ODD, labels=LABELS)
     t.step()
     for name in ("zeros", "full", "asarray", "asnumpy", "ascontiguousarray", "_device"):
         monkeypatch.setattr(device, name, None)

@@ -22,6 +22,7 @@ PROGRAMS = ("python", "pip ", "pytest", "ruff ", "git ", ".ci/", "mpirun ")
 RUN = {  # a document's command: the same with small settings, on the copy's few images
     "python run.py": "python run.py --steps 2",
     "python run.py --help": "python run.py --help",
+    "python run.py --labels --steps 1500": "python run.py --labels --steps 2",
     "python run.py COMMAND --help": "python run.py evaluate --help",
     "python run.py reconstruct RUN PATH": "python run.py reconstruct first data/housenumbers.h5",
     "python run.py evaluate RUN":
@@ -90,6 +91,7 @@ def copy(tmp_path_factory):
     images = np.random.RandomState(0).randint(0, 256, (100, 8, 8, 1)).astype(np.uint8)
     with h5py.File(copy / "data" / "housenumbers.h5", "w") as f:
         f["train/images"], f["test/images"] = images[:80], images[80:]
+        f["train/labels"], f["test/labels"] = np.arange(80) % 10, np.arange(20) % 10
     images = np.random.RandomState(1).randint(0, 256, (32, 32, 3, 100)).astype(np.uint8)
     (copy / "svhn").mkdir()
     for split in ("train", "test"):

@@ -22,6 +22,8 @@ WRONG = [  # operation, what a reader got wrong, the row to look at first, setti
     ("tanh_gaussian", "da *= 2", "gen/tconv3/w", {}),
     ("log_sigma_dx", "dlog_sigma *= -1", "gen/log_sigma", LEARNED),
     ("tanh_gaussian_pixel", "db[1] = 0", "gen/tconv3/b", {"sigma": "pixel"}),
+    ("append_label", "zy[:, 0] = 0", "z", {"classes": 3}),
+    ("append_label_dx", "dz[...] = dzy[:, -dz.shape[1] :]", "z", {"classes": 3}),
     ("add", "total -= term", "enc/dense/beta", {}),
 ]
 HALF_KL = """
@@ -60,7 +62,7 @@ def solution(name, fault="pass"):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_right_solutions_pass(name, told):
-    status, out, err = told(solution(name), LEARNED)
+    status, out, err = told(solution(name), LEARNED | {"classes": 3})
     assert (status, err) == (0, "") and f"the definition, with {name} of" in out and "every gradient agrees" in out
 
 

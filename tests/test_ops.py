@@ -290,6 +290,17 @@ def test_mixes_and_a_difference(ops, rng):
     error = empty(x.shape)
     ops.subtract(x, y, error)
     np.testing.assert_array_equal(error, x - y)
+def test_labels(ops):
+    """The row of the table that t selects, and each label's one-hot beside its code."""
+    labels = np.zeros(3, np.int32)
+    ops.take_labels(np.array([[0, 1, 2], [2, 0, 1]], np.int32), np.array([5]), labels)  # 5 mod 2 = 1
+    np.testing.assert_array_equal(labels, [2, 0, 1])
+    zy = empty((3, 5))
+    ops.append_label(np.array([[1.5, 2], [3, 4], [5, 6]]), labels, zy)
+    np.testing.assert_array_equal(zy, [[1.5, 2, 0, 0, 1], [3, 4, 1, 0, 0], [5, 6, 0, 1, 0]])
+    dz = empty((3, 2))
+    ops.append_label_dx(zy, dz)
+    np.testing.assert_array_equal(dz, [[1.5, 2], [3, 4], [5, 6]])
 
 
 def test_record(ops):

@@ -373,7 +373,7 @@ def test_a_checkpoint_describes_itself(saved):
 def test_other_data_or_settings_are_refused(ops, saved):
     """Each of them, but for those that change no step."""
     others = dict(batch_size=15, latent=3, seed=1, kl="analytic", log_every=5, shape=(16, 8, 3), train_sha256="c",
-                  test_sha256="c", sigma=0.5, origin="elsewhere, step 3")
+                  test_sha256="c", sigma=0.5, origin="elsewhere, step 3", label_names=["a"], labels_sha256="c")
     free = dict(data="elsewhere", size=[8, 8], skip_damaged=True, steps=99, eval_every=3, checkpoint_every=4, lr=2e-3,
                 lr_end=0.0, earlier_rates=[[6, 1e-3]])
     assert others.keys() | free.keys() == {field.name for field in dataclasses.fields(Config)}
@@ -652,6 +652,7 @@ WRONG = {
     "size": ["33", "x", 32, [32], [32, 33], [32.0, 32], [0, 8], [True, 8]], "skip_damaged": [None, 0, "true"],
     "earlier_rates": [None, {}, "", [3], [[3]], [[3, 0]], [[-1, 0.1]], [[3, 0.1, 0]], [[0.5, 0.1]]],
     "origin": [None, 3],
+    "label_names": ["cat", None, ["cat", 1], ["cat", "cat"], {}], "labels_sha256": [None, 3],
 }
 
 

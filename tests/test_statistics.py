@@ -68,7 +68,7 @@ def test_they_are_found_once_a_step(ops, monkeypatch):
 def finished(ops, tmp_path, monkeypatch):
     """(run, trainer, the statistics that pictures were drawn with) of a run of five steps."""
     drawn = []
-    monkeypatch.setattr(loop.figures, "draw_all", lambda run, vae, _: drawn.append(vae.params.moving_statistics.copy()))
+    monkeypatch.setattr(loop.figures, "draw_all", lambda _, vae, *__: drawn.append(vae.params.moving_statistics.copy()))
     run = Run.create(tmp_path / "run", "noise", config(steps=5))
     t = trainer(ops, np.float32, steps=5)
     loop.train(run, t, TEST)

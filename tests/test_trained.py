@@ -72,6 +72,50 @@ def test_the_score_of_a_model_whose_latents_do_nothing(model, rng):
     np.testing.assert_allclose(model.score(images, importance=20), log_p, rtol=1e-4)
 
 
+@pytest.fixture
+def given():
+    """One that is given labels, off the weights that it starts with."""
+    vae = VAE(SHAPE, 4, numpy_ops, widths=Widths((4, 5, 6), 7, (8, 6, 5)), sigma=0.1, classes=3)
+    vae.params.values += 0.1 * np.random.RandomState(0).randn(len(vae.params.values)).astype(np.float32)
+    return TrainedVAE(vae, ["ant", "bee", "7"])
+
+
+def test_labels_are_given_by_name(given):
+    """Each image has its own, whichever batch it is in; sample takes each in turn, or one."""
+    z = np.random.RandomState(5).randn(70, 4)
+    names = np.array(given.label_names)[np.arange(70) // 20 % 3]
+    images = given.decode(z, names)
+    np.testing.assert_array_equal(given.sample(70, seed=5), images)
+    np.testing.assert_array_equal(given.decode(z[66:], ["ant"] * 4), images[66:])
+    bees = given.sample(70, seed=5, label="bee")
+    assert (bees == images).all((1, 2, 3)).tolist() == (names == "bee").tolist()
+    np.testing.assert_array_equal(given.sample(9, label=7), given.decode(np.random.RandomState(0).randn(9, 4), [7] * 9))
+
+
+def test_draws_and_scores_are_those_of_the_label(given):
+    """A draw of p(x|z, y) scatters about y's mean, and no other label scores as it does."""
+    x_hat, draws = (given.sample(70, noise=noise, label="bee").astype(float) for noise in (False, True))
+    other = given.sample(70, label="ant")
+    assert ((draws - x_hat) ** 2).mean() < 0.9 * ((draws - other) ** 2).mean()
+    images = given.sample(70)
+    names = np.array(given.label_names)[np.arange(70) // 20 % 3]
+    scores = given.score(images, 5, labels=names)
+    last = given.score(images[66:], 5, labels=names[66:])
+    np.testing.assert_allclose(scores[66:], last)
+    assert scores.mean() > given.score(images, 5, labels=np.roll(names, 20)).mean()
+
+
+def test_labels_that_a_model_is_not_given(model, given):
+    z = np.zeros((2, 4))
+    for labels in (None, ["ant"]):
+        with pytest.raises(UserError, match="give 2 of them, one for each"):
+            given.decode(z, labels)
+    with pytest.raises(UserError, match="cow is no label of this model, which knows ant, bee, 7"):
+        given.sample(2, label="cow")
+    with pytest.raises(UserError, match="ant is no label of this model, which knows none"):
+        model.decode(z, ["ant", "ant"])
+
+
 @pytest.mark.parametrize("images", [np.zeros((2, 8, 8, 3), np.uint8), np.zeros(SHAPE, np.uint8),
                                     np.zeros((2, *SHAPE)), np.zeros((0, *SHAPE), np.uint8)])
 def test_images_of_another_shape_or_type(model, images):

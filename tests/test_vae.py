@@ -82,6 +82,62 @@ def test_elbo_gradients(ops, rng, check, kl, shape, train):
     check(f, {"x": (x, dx)} | {p.name: (p.value, p.grad.copy()) for p in vae.params.trained})
 
 
+def conditional(ops, rng):
+    """A model that is given one of three labels, off its initial values; x, eps and labels of five images."""
+    vae = VAE((8, 16, 3), 4, ops, np.float64, widths=Widths((4, 5, 6), 7, (8, 6, 5)), classes=3)
+    for p in vae.params.trained[1:]:
+        p.value += 0.2 * rng.standard_normal(p.shape)
+    return vae, rng.uniform(-1, 1, (5, 8, 16, 3)), rng.standard_normal((5, 4)), np.array([2, 0, 2, 2, 0], np.int32)
+
+
+def test_gradients_with_labels(ops, rng, check):
+    vae, x, eps, labels = conditional(ops, rng)
+
+    def f():
+        rec, kl = vae.forward(x, eps, labels=labels)
+        return (rec + kl).mean()
+
+    f()
+    dx = vae.backward(want_dx=True).copy()
+    assert not vae.generator.dense.affine.w.grad[4 + 1].any()  # no image has label 1
+    check(f, {"x": (x, dx)} | {p.name: (p.value, p.grad.copy()) for p in vae.params.trained})
+
+
+def test_a_label_adds_its_row_to_the_generators_first_layer(ops, rng):
+    """By hand: z w[:Z] + w[Z + label], and the gradient of that row is the sum over the images of the label."""
+    vae, _, z, labels = conditional(ops, rng)
+    dense = vae.generator.dense.affine
+    w = dense.w.value
+    y = dense.forward(vae.label.forward(z, labels))
+    np.testing.assert_allclose(y, z @ w[:4] + w[4:][labels], rtol=1e-13)
+    dy = rng.standard_normal(y.shape)
+    np.testing.assert_allclose(vae.label.backward(dense.backward(dy)), dy @ w[:4].T, rtol=1e-12)
+    rows = [z.T @ dy, *(dy[labels == k].sum(0)[None] for k in range(3))]
+    np.testing.assert_allclose(dense.w.grad, np.concatenate(rows), rtol=1e-12)
+
+
+def test_a_model_whose_labels_say_nothing_is_the_one_without(ops, rng):
+    """The label's rows of the one weight that grows are zero; all else is the same."""
+    given, x, eps, labels = conditional(ops, rng)
+    plain_vae = VAE(given.shape, 4, ops, np.float64, widths=Widths((4, 5, 6), 7, (8, 6, 5)))
+    given.generator.dense.affine.w.value[4:] = 0
+    for mine, theirs in zip(plain_vae.params.trained, given.params.trained, strict=True):
+        assert mine.name == theirs.name
+        mine.value[...] = theirs.value[: len(mine.value)]
+    np.testing.assert_array_equal(given.forward(x, eps, labels=labels), plain_vae.forward(x, eps))
+    given.backward()
+    plain_vae.backward()
+    for mine, theirs in zip(plain_vae.params.trained, given.params.trained, strict=True):
+        np.testing.assert_allclose(theirs.grad[: len(mine.grad)], mine.grad, rtol=1e-12, atol=1e-15, err_msg=mine.name)
+
+
+def test_weights_with_labels_start_as_wide_as_all_inputs_want(ops):
+    """The label's inputs count: sd sqrt(1.3 * 2 / (Z + Y)), a truncated normal's 0.88 of it."""
+    w = VAE((8, 8, 1), 6, ops, widths=Widths((4, 5, 6), 7, (512, 6, 5)), classes=10).generator.dense.affine.w.value
+    assert w.shape == (16, 512)
+    assert w[6:].std() == pytest.approx(0.8796 * np.sqrt(1.3 * 2 / 16), rel=0.03)
+
+
 def small_case(**settings):
     return checks.SMALL_CASES[0]._replace(**settings)
 

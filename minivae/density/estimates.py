@@ -74,10 +74,14 @@ class Model:
 
     It sees the codes of one image together, and as many images as ROWS_TOGETHER allows. All pieces
     are of one size, so that an image's bits depend on nothing but its own codes.
+
+    labels (N,), for a VAE that is given labels: those of the images that the methods take, numbers
+    from 0. p(x|z) then stands for p(x|z, y).
     """
 
-    def __init__(self, vae):
+    def __init__(self, vae, labels=None):
         self.vae = vae
+        self.labels = labels
         self.batch = vae.ops.ROWS_TOGETHER
         self.xp = vae.ops.xp
 
@@ -103,7 +107,8 @@ class Model:
         def decode(rows):
             codes = self.device(z[:, rows].reshape(-1, latent))
             images = x[self.xp.asarray(np.tile(rows, k))]  # of each code
-            rec = self.vae.rec(codes, images, train=False)
+            labels = self._labels(np.tile(rows, k))
+            rec = self.vae.rec(codes, images, train=False, labels=labels)
             if not gradient:
                 return [rec]
             return rec, -len(codes) * self.vae.rec_dz(want_dw=False)  # which is of the piece's mean
@@ -116,9 +121,12 @@ class Model:
         """Images drawn from p(x|z), z (N, Z); nothing else may use the noise."""
 
         def draw(rows):
-            return [self.vae.draw(self.device(z[rows]), noise.of(rows))]
+            return [self.vae.draw(self.device(z[rows]), noise.of(rows), self._labels(rows))]
 
         return self.device(self._run(draw, 1, len(z))[0][0])
+
+    def _labels(self, rows):
+        return None if self.labels is None else self.xp.asarray(self.labels[rows], np.int32)
 
     def _run(self, function, k, n, progress=iter):
         """The arrays (k, n, ...) that function(images) finds for pieces of range(n), on the host.

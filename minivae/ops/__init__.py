@@ -20,7 +20,8 @@ A model is given one of the three modules and never asks which. Whatever runs on
   Neither side may write what the other reads or writes. A step ends when its branches have ended.
 
 Letters of shapes: N images; (H, W) a Geometry's big side with I channels; (h, w) its small side with O channels; k the
-kernel's edge; C channels of batch norm or of an image; Z latents; D = H W C.
+kernel's edge; C channels of batch norm or of an image; Z latents; D = H W C;
+Y different labels, and y (N, Y) the one-hot of labels (N,) int32.
 
 Beside the operations each module has what its device needs: xp (the array module), Buffers, to_host, capture,
 DoubleBuffer, free_memory, SYNCHRONOUS, IMAGES_AT_ONCE and ROWS_TOGETHER. Those of a CPU are in host.py.

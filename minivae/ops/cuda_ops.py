@@ -40,11 +40,12 @@ IMAGE_THREADS = 192  # of a block of the image's kernels, at most: a multiple of
 BLOCKS = 1024  # about eight for each multiprocessor of a large card
 ADAM_BLOCKS = 2  # on a multiprocessor: enough loads on their way for the memory, and room for what runs beside it
 
-GAUSSIAN = Source("gaussian.cu", names=["latent", "latent_dx", "bias_tanh", "tanh_gaussian<1>", "tanh_gaussian<4>",
-                                        "tanh_gaussian_pixel", "log_sigma_dx", "fit_sigma"],
+GAUSSIAN = Source("gaussian.cu", names=["latent", "latent_dx", "append_label", "append_label_dx", "bias_tanh",
+                                        "tanh_gaussian<1>", "tanh_gaussian<4>", "tanh_gaussian_pixel", "log_sigma_dx",
+                                        "fit_sigma"],
                   THREADS=THREADS, IMAGE_THREADS=IMAGE_THREADS, VAR_FLOOR=VAR_FLOOR, SIGMA_FLOOR=SIGMA_FLOOR)
-STEP = Source("step.cu", names=["normal", "gather", "dequantize", "adam_rate", "adam<1>", "adam<4>", "add<1>",
-                                "add<4>", "record"],
+STEP = Source("step.cu", names=["normal", "gather", "take_labels", "dequantize", "adam_rate", "adam<1>", "adam<4>",
+                                "add<1>", "add<4>", "record"],
               THREADS=THREADS, HALF_RANGE=HALF_RANGE)
 
 
@@ -66,6 +67,15 @@ def latent(mean, s, eps, analytic, z, var, kl):
 def latent_dx(dz, mean, s, eps, analytic, scale, z, var, dmean, ds):
     GAUSSIAN.launch("latent_dx", dz.dtype, _blocks(dz.size), THREADS, dz, mean, s, eps, int(analytic), float(scale),
                     z, var, dz.size, dmean, ds)
+
+
+def append_label(z, labels, zy):
+    size = z.shape[1]
+    GAUSSIAN.launch("append_label", z.dtype, _blocks(zy.size), THREADS, z, labels, size, zy.shape[1], zy.size, zy)
+
+
+def append_label_dx(dzy, dz):
+    GAUSSIAN.launch("append_label_dx", dz.dtype, _blocks(dz.size), THREADS, dzy, dz.shape[1], dzy.shape[1], dz.size, dz)
 
 
 def bias_tanh(a, b, x_hat):
@@ -91,6 +101,10 @@ def gather(images, index, t, x):
     window, n = index.shape
     size = math.prod(x.shape[1:])
     STEP.launch("gather", x.dtype, (n, _blocks(size // 4)), THREADS, images, index, t, window, size, x)
+
+
+def take_labels(table, t, labels):
+    STEP.launch("take_labels", np.float32, _blocks(labels.size), THREADS, table, t, *table.shape, labels)
 
 
 def add(total, term):

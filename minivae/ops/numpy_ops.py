@@ -14,6 +14,8 @@ from minivae.ops.numpy_norm import batch_moments, batch_norm, batch_norm_dx, cha
 from minivae.ops.plain import (  # noqa: F401
     adam_rate,
     add,
+    append_label,
+    append_label_dx,
     bias_tanh,
     gather,
     latent,
@@ -21,6 +23,7 @@ from minivae.ops.plain import (  # noqa: F401
     moving_average,
     normal,
     record,
+    take_labels,
 )
 from minivae.ops.plain_sigmas import (  # noqa: F401
     dequantize,

@@ -126,6 +126,14 @@ def latent_dx(dz, mean, s, eps, analytic, scale, z, var, dmean, ds):
     ds[...] = dvar * np.exp(-np.logaddexp(0, -s))  # the sigmoid, softplus' derivative
 
 
+def append_label(z, labels, zy):
+    zy[...] = np.concatenate([z, np.eye(zy.shape[1] - z.shape[1])[labels]], axis=1)
+
+
+def append_label_dx(dzy, dz):
+    dz[...] = dzy[:, : dz.shape[1]]
+
+
 # The image: x_hat = tanh(a + b) and p(x|z) = N(x_hat, sigma^2). rec (N,) = -ln p(x|z) - (D/2) ln 2 pi, nats per image.
 # The forward finds the gradient of scale sum_n rec_n as well, while x_hat and x are at hand.
 def bias_tanh(a, b, x_hat):
@@ -142,7 +150,7 @@ def tanh_gaussian(a, b, x, log_sigma, scale, x_hat, rec, da, db):
     db[...] = da.sum((0, 1, 2))
 
 
-# A step's ends. t (1,) int64 counts finished steps; S is the number of steps in a window.
+# A step's ends. t (1,) int64 counts finished steps; S is the number of steps in a window, table (S, N) its labels.
 def normal(seed, stream, t, out):
     """out = standard normals of the Philox stream (seed, stream) at step t."""
     out[...] = philox.normals(seed, stream, t[0], out.size).reshape(out.shape)
@@ -151,6 +159,10 @@ def normal(seed, stream, t, out):
 def gather(images, index, t, x):
     """x (N, H, W, C) in [-1, 1] of images (..., H, W, C) uint8; index (S, N) lists each step's images."""
     x[...] = images[index[t[0] % len(index)]] / x.dtype.type(HALF_RANGE) - 1
+
+
+def take_labels(table, t, labels):
+    labels[...] = table[t[0] % len(table)]
 
 
 def add(total, term):

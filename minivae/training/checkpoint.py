@@ -105,7 +105,7 @@ def open_model(folder, ops):
     """The run in `folder`, its trained model, and what load_model returns. UserError if there is none."""
     run = Run.open(folder)
     config = run.config
-    vae = VAE(config.shape, config.latent, ops, kl=config.kl, sigma=config.sigma)
+    vae = VAE(config.shape, config.latent, ops, kl=config.kl, sigma=config.sigma, classes=len(config.label_names))
     return run, vae, load_model(run / "checkpoint.h5", vae, config)
 
 
@@ -115,11 +115,11 @@ def start_from(run, vae, saved, trainer):
     Adam starts anew. UserError if the two models differ.
     """
     config = trainer.config
-    for name in ("shape", "latent", "sigma"):
+    for name in ("shape", "latent", "sigma", "label_names"):
         theirs = getattr(run.config, name)
         if theirs != getattr(config, name):
             raise UserError(f"the model of {run.folder} has {name} {theirs}, and this run's would have "
-                            f"{getattr(config, name)}; --size, --latent and --sigma must make them alike")
+                            f"{getattr(config, name)}; --size, --latent, --sigma and --labels must make them alike")
     trainer.vae.params.values[...] = vae.params.values
     trainer.vae.params.moving_statistics[...] = vae.params.moving_statistics
     step, _ = saved

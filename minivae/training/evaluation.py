@@ -8,12 +8,16 @@ TEST_BATCH = 200
 
 
 class Evaluation:
-    """Losses of `vae` on test_images (N, H, W, C) uint8; the noise is a function of the seed, the same each time."""
+    """Losses of `vae` on test_images (N, H, W, C) uint8; the noise is a function of the seed, the same each time.
 
-    def __init__(self, vae, test_images, seed):
+    labels (N,) int32 are those of the images, for a model that is given labels.
+    """
+
+    def __init__(self, vae, test_images, seed, labels=None):
         self.vae = vae
         self.seed = seed
         self.device_images = vae.ops.xp.asarray(test_images)
+        self.labels = None if labels is None else vae.ops.xp.asarray(labels)
         self.buffers = vae.ops.Buffers()
 
     def losses(self):
@@ -30,6 +34,7 @@ class Evaluation:
             ops.normal(self.seed, STREAMS["test"], t + batch, eps)
             if vae.dequantized:
                 ops.dequantize(self.seed, STREAMS["test pixels"], t + batch, x)
-            losses = vae.forward(x, eps, train=False)
+            labels = None if self.labels is None else self.labels[start : start + TEST_BATCH]
+            losses = vae.forward(x, eps, train=False, labels=labels)
             total += [ops.to_host(loss).sum(dtype=np.float64) for loss in losses]
         return total / n

@@ -12,10 +12,10 @@ FARTHEST = 3  # standard deviations of the prior, between which all but 0.3 % of
 TRAVERSED = 30  # latents in a picture
 
 
-def draw_all(run, vae, test_images):
+def draw_all(run, vae, test_images, test_labels=None):
     draw_losses(run / "losses.png", run.metrics())
     draw_samples(run / "samples.png", vae)
-    draw_reconstructions(run / "reconstructions.png", vae, test_images)
+    draw_reconstructions(run / "reconstructions.png", vae, test_images, labels=test_labels)
 
 
 def draw_losses(path, metrics):
@@ -50,9 +50,22 @@ def limits(steps, values):
     return low - margin, high + margin
 
 
-def draw_samples(path, vae, count=200, seed=0):
-    """x_hat of `count` draws from the prior, in rows of 20."""
-    save_grid(path, decode(vae, prior(vae, count, seed)), GRID_COLUMNS)
+def draw_samples(path, vae, count=None, seed=0, label=None):
+    """x_hat of `count` (default: sample_count) draws from the prior, in rows of 20, with sample_labels."""
+    count = count or sample_count(vae)
+    save_grid(path, decode(vae, prior(vae, count, seed), sample_labels(vae, count, label)), GRID_COLUMNS)
+
+
+def sample_count(vae):
+    """How many samples are drawn unless another number is asked for: ten rows, or one for each label."""
+    return GRID_COLUMNS * (vae.label.classes or 10)
+
+
+def sample_labels(vae, count, label=None):
+    """`label` for each of `count` samples, or else the next label for each row; None for a model that is given none."""
+    if vae.label.classes == 0:
+        return None
+    return np.arange(count) // GRID_COLUMNS % vae.label.classes if label is None else np.full(count, label)
 
 
 def prior(vae, count, seed):
@@ -60,36 +73,44 @@ def prior(vae, count, seed):
     return np.random.RandomState(seed).randn(count, vae.latent)
 
 
-def draw_reconstructions(path, vae, images, count=50, columns=10):
-    """Test images above their reconstructions, z the mean of q(z|x)."""
+def draw_reconstructions(path, vae, images, count=50, columns=10, labels=None):
+    """Test images above their reconstructions, z the mean of q(z|x); labels (N,), for a model that is given them."""
     x = to_model(vae, images[:count])
-    save_pairs(path, vae.ops.to_host(x), decode(vae, vae.ops.to_host(vae.encode(x))), columns)
+    labels = None if labels is None else labels[:count]
+    save_pairs(path, vae.ops.to_host(x), decode(vae, vae.ops.to_host(vae.encode(x)), labels), columns)
 
 
-def draw_interpolation(path, vae, images, count=10, columns=12):
-    """One row per pair of test images: the first, x_hat along the straight line between the means, the second."""
+def draw_interpolation(path, vae, images, count=10, columns=12, labels=None):
+    """One row per pair of test images: the first, x_hat along the straight line between the means, the second.
+
+    labels (N,), for a model that is given them: each x_hat has that of the image whose mean is nearer.
+    """
     count = max(1, min(count, len(images) // 2))
-    x = to_model(vae, images[np.arange(2 * count) % len(images)])
+    pairs = np.arange(2 * count) % len(images)
+    x = to_model(vae, images[pairs])
     z = vae.ops.to_host(vae.encode(x)).reshape(count, 2, 1, vae.latent)
     weight = np.linspace(0, 1, columns - 2)[:, None]
     codes = (1 - weight) * z[:, 0] + weight * z[:, 1]  # (count, columns - 2, Z)
-    between = decode(vae, codes.reshape(-1, vae.latent)).reshape(*codes.shape[:2], *vae.shape)
+    nearer = None if labels is None else labels[pairs].repeat((columns - 2) // 2)
+    between = decode(vae, codes.reshape(-1, vae.latent), nearer).reshape(*codes.shape[:2], *vae.shape)
     ends = vae.ops.to_host(x).reshape(count, 2, 1, *vae.shape)
     rows = np.concatenate([ends[:, 0], between, ends[:, 1]], axis=1)
     save_grid(path, rows.reshape(-1, *vae.shape), columns)
 
 
-def draw_traversal(path, vae, code, kl, columns=13):
+def draw_traversal(path, vae, code, kl, columns=13, labels=None):
     """x_hat of `code` (Z,) with one latent a row set to values from -FARTHEST to FARTHEST, the others as they are.
 
     kl (Z,), nats: the latent of the largest has the first row. At most TRAVERSED latents are drawn.
+    labels (1,): that of all of them, for a model that is given one.
     """
     latents = np.argsort(-kl, kind="stable")[:TRAVERSED]
     values = np.linspace(-FARTHEST, FARTHEST, columns)
     z = np.tile(code, (len(latents), columns, 1))
     for row, latent in enumerate(latents):
         z[row, :, latent] = values
-    grid = to_grid(decode(vae, z.reshape(-1, vae.latent)), columns)
+    labels = None if labels is None else labels.repeat(len(latents) * columns)
+    grid = to_grid(decode(vae, z.reshape(-1, vae.latent), labels), columns)
     height, width = (side + 2 for side in vae.shape[:2])
     inch = max(0.02, 0.5 / width)  # of a pixel: room for the values above the columns
     size = 1.5 + columns * width * inch, 0.8 + len(latents) * height * inch
@@ -111,12 +132,13 @@ def to_model(vae, images):
     return vae.ops.xp.asarray((images / HALF_RANGE - 1).astype(vae.dtype))
 
 
-def decode(vae, z):
-    """x_hat (N, H, W, C) of the codes z (N, Z) on the host; the model sees IMAGES_AT_ONCE of them at a time."""
+def decode(vae, z, labels=None):
+    """x_hat (N, H, W, C) of the codes z (N, Z) and labels (N,) on the host; the model sees IMAGES_AT_ONCE at a time."""
     images = np.empty((len(z), *vae.shape), vae.dtype)
     for start in range(0, len(z), vae.ops.IMAGES_AT_ONCE):
         rows = slice(start, start + vae.ops.IMAGES_AT_ONCE)
-        images[rows] = vae.ops.to_host(vae.decode(vae.ops.xp.asarray(z[rows].astype(vae.dtype))))
+        of_rows = None if labels is None else vae.ops.xp.asarray(labels[rows], np.int32)
+        images[rows] = vae.ops.to_host(vae.decode(vae.ops.xp.asarray(z[rows].astype(vae.dtype)), of_rows))
     return images
 
 

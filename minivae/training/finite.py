@@ -49,7 +49,7 @@ def is_finite(ops, array):
 
 
 def first_failure(trainer):
-    """The first array that is not finite in the step that takes trainer.x and trainer.eps, or None."""
+    """The first array that is not finite in the step that takes trainer.x, eps and labels, or None."""
     params = trainer.vae.params
     for p in params.trained:
         if not is_finite(trainer.ops, p.value):
@@ -60,7 +60,7 @@ def first_failure(trainer):
     for p in vae.params.trained:
         names[id(p.value)] = names[id(p.grad)] = p.name
     try:
-        vae.forward(trainer.x, trainer.eps)
+        vae.forward(trainer.x, trainer.eps, labels=trainer.labels)
         vae.backward()
     except NotFinite as e:
         return str(e)

@@ -51,16 +51,17 @@ class Signals:
             signal.signal(number, handler)
 
 
-def train(run, trainer, test_images, seconds=0.0):
+def train(run, trainer, test_images, seconds=0.0, test_labels=None):
     """Train from where `trainer` stands to config.steps; everything worth keeping goes into the run directory.
 
-    seconds: how long the run was trained before. A signal ends the training after the present step, saved and drawn.
-    Returns the signal's number, 0 without one. UserError if a step is not finite (the last checkpoint stays as it was)
-    or a file cannot be written; OSError, once all is saved and drawn, if standard output cannot be written.
+    seconds: how long the run was trained before. test_labels (N,) int32, for a model that is given labels. A signal
+    ends the training after the present step, saved and drawn. Returns the signal's number, 0 without one. UserError if
+    a step is not finite (the last checkpoint stays as it was) or a file cannot be written; OSError, once all is saved
+    and drawn, if standard output cannot be written.
     """
     steps = run.config.steps
     with Signals() as signals, tqdm(total=steps, initial=trainer.step_count, unit="step", disable=None) as bar:
-        loop = Loop(run, trainer, test_images, seconds, bar)
+        loop = Loop(run, trainer, test_images, seconds, bar, test_labels)
         try:
             tqdm.write(needs(trainer, test_images))
             if trainer.step_count == 0:  # a disk that cannot take it is told of at once
@@ -91,11 +92,12 @@ def needs(trainer, test_images):
 class Loop:
     """What is done after each step of a run."""
 
-    def __init__(self, run, trainer, test_images, seconds, bar):
+    def __init__(self, run, trainer, test_images, seconds, bar, test_labels):
         self.run = run
         self.trainer = trainer
         self.test_images = test_images
-        self.evaluation = Evaluation(trainer.vae, test_images, run.config.seed)
+        self.test_labels = test_labels
+        self.evaluation = Evaluation(trainer.vae, test_images, run.config.seed, test_labels)
         self.first = trainer.step_count
         self.start = time.perf_counter() - seconds
         self.bar = bar
@@ -138,7 +140,7 @@ class Loop:
 
     def draw(self):
         with self.untimed(), estimated(self.trainer):
-            figures.draw_all(self.run, self.trainer.vae, self.test_images)
+            figures.draw_all(self.run, self.trainer.vae, self.test_images, self.test_labels)
 
     @contextlib.contextmanager
     def untimed(self):

@@ -91,11 +91,16 @@ def text(value):
     return checked(isinstance(value, str), value, "a text")
 
 
+def texts(value):
+    valid = isinstance(value, list) and all(isinstance(v, str) for v in value) and len(set(value)) == len(value)
+    return checked(valid, value, "a list of different texts")
+
+
 PARSERS = {
     "data": text, "steps": positive, "batch_size": batch_size, "latent": positive, "lr": rate, "seed": seed, "kl": kl,
     "log_every": log_every, "eval_every": positive, "checkpoint_every": positive, "shape": shape,
     "train_sha256": text, "test_sha256": text, "sigma": sigma, "lr_end": last_rate, "size": size, "skip_damaged": flag,
-    "earlier_rates": rates, "origin": text,
+    "earlier_rates": rates, "origin": text, "label_names": texts, "labels_sha256": text,
 }
 
 
@@ -105,7 +110,8 @@ class Config:
 
     lr_end None stands for lr: the rate is then constant. earlier_rates [[step, lr], ...] has each lr that was changed
     by a resume, and the step until which it was used. origin says which run's model this one started from, "" if from
-    random weights.
+    random weights. label_names has what the labels that the generator is given are called; it is empty if it is given
+    none.
     """
 
     data: str
@@ -127,6 +133,8 @@ class Config:
     skip_damaged: bool = False
     earlier_rates: list = field(default_factory=list)
     origin: str = ""
+    label_names: list = field(default_factory=list)
+    labels_sha256: str = ""
 
     def __post_init__(self):
         if self.lr_end is None:

@@ -50,7 +50,7 @@ def _mean(trainer):
         trainer.adam.t[...] = step
         trainer.draw_batch()
         statistics[...] = before
-        trainer.vae.forward(trainer.x, trainer.eps)
+        trainer.vae.forward(trainer.x, trainer.eps, labels=trainer.labels)
         total += statistics
     trainer.adam.t[...] = trainer.step_count
     return (total / len(steps) - DECAY * before) / (1 - DECAY) if steps else before

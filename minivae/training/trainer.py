@@ -19,7 +19,7 @@ class Trainer:
     metrics.csv was last due on the device, so that the host need not wait for each.
     """
 
-    def __init__(self, config, images, ops, dtype=np.float32, widths=Widths()):
+    def __init__(self, config, images, ops, dtype=np.float32, widths=Widths(), labels=None):
         self.config = config
         self.ops = ops
         self.dtype = dtype
@@ -28,10 +28,11 @@ class Trainer:
         self.vae.start(images[:: -(-len(images) * images[:1].nbytes // START_BYTES)])
         self.adam = Adam(self.vae.params, config.lr)
         self.rate = config.lr  # adam.lr, on the host
-        self.batches = Batches(images, config, ops)
+        self.batches = Batches(images, config, ops, labels)
         self.history = ops.xp.zeros((config.log_every, 2), np.float64)
         self.x = ops.xp.zeros((config.batch_size, *config.shape), dtype)
         self.eps = ops.xp.zeros((config.batch_size, config.latent), dtype)
+        self.labels = None if labels is None else ops.xp.zeros(config.batch_size, np.int32)
         self.step_count = 0  # finished steps: adam.t, on the host
         self.estimated_at = None  # the step after which statistics.estimated found what it keeps here
         self.check_each = ops.SYNCHRONOUS  # a GPU would have to be waited for
@@ -40,7 +41,7 @@ class Trainer:
     def build(self, ops):
         """The model as it is before the first step, on these operations."""
         c = self.config
-        return VAE(c.shape, c.latent, ops, self.dtype, c.seed, c.kl, self.widths, c.sigma)
+        return VAE(c.shape, c.latent, ops, self.dtype, c.seed, c.kl, self.widths, c.sigma, len(c.label_names))
 
     def check_each_step(self):
         """From now on look at each step before it changes a parameter, which a captured one cannot do."""
@@ -58,17 +59,19 @@ class Trainer:
         self.step_count += 1
 
     def draw_batch(self):
-        """x and eps of the step after step_count, whose images must have been prepared."""
+        """x, eps and labels of the step after step_count, whose images must have been prepared."""
         with self.ops.branch("noise"):
             self.ops.normal(self.config.seed, STREAMS["train"], self.adam.t, self.eps)
         self.batches.gather(self.adam.t, self.x)
         if self.vae.dequantized:
             self.ops.dequantize(self.config.seed, STREAMS["train pixels"], self.adam.t, self.x)
+        if self.labels is not None:
+            self.batches.gather_labels(self.adam.t, self.labels)
         self.ops.join("noise")
 
     def device_step(self):
         self.draw_batch()
-        rec, kl = self.vae.forward(self.x, self.eps)
+        rec, kl = self.vae.forward(self.x, self.eps, labels=self.labels)
         self.vae.backward(ready=None if self.check_each else self.update_beside)
         if self.check_each:
             grads = self.vae.params.grads  # Adam squares them: their squares must be finite too

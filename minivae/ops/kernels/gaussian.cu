@@ -41,6 +41,21 @@ __global__ void latent_dx(const T* dz, const T* mean, const T* s, const T* eps, 
           sigmoid(s[i]);
 }
 
+//   plain: zy[...] = np.concatenate([z, np.eye(zy.shape[1] - z.shape[1])[labels]], axis=1)
+// Each value of zy gets a thread; `size` of a row's `width` values are z's.
+__global__ void append_label(const T* z, const int* labels, int size, int width, int count, T* zy) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const int n = i / width, column = i % width;
+  zy[i] = column < size ? z[n * size + column] : (T)(column - size == labels[n]);
+}
+
+//   plain: dz[...] = dzy[:, : dz.shape[1]]
+__global__ void append_label_dx(const T* dzy, int size, int width, int count, T* dz) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) dz[i] = dzy[i / size * width + i % size];
+}
+
 //   plain: x_hat[...] = np.tanh(a + b)
 // Each value gets a thread.
 __global__ void bias_tanh(const T* a, const T* b, int c, int count, T* x_hat) {

@@ -51,6 +51,12 @@ __global__ void gather(const unsigned char* images, const int* index, const long
   store<4>(to + i, v);
 }
 
+//   plain: labels[...] = table[t[0] % len(table)]
+__global__ void take_labels(const int* table, const long long* t, int window, int images, int* labels) {
+  const int n = blockIdx.x * blockDim.x + threadIdx.x;
+  if (n < images) labels[n] = table[t[0] % window * images + n];
+}
+
 //   plain: noise = philox.uniforms(seed, stream, t[0], x.size).reshape(x.shape) - 0.5
 //   plain: x += noise / HALF_RANGE
 // A thread takes the four values of one counter, in double as NumPy does, so that they have the same bits. `count` is a
