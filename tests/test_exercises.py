@@ -22,6 +22,9 @@ WRONG = [  # operation, what a reader got wrong, the row to look at first, setti
     ("tanh_gaussian", "da *= 2", "gen/tconv3/w", {}),
     ("log_sigma_dx", "dlog_sigma *= -1", "gen/log_sigma", LEARNED),
     ("tanh_gaussian_pixel", "db[1] = 0", "gen/tconv3/b", {"sigma": "pixel"}),
+    ("student", "dlog_scale *= 2", "gen/spectrum/scales/w", {"sigma": "spectrum"}),
+    ("bias_tanh_dx", "db *= 2", "gen/spectrum/hidden/b", {"sigma": "spectrum"}),
+    ("log_energy_dx", "df *= 2", "x", {"sigma": "spectrum"}),
     ("add", "total -= term", "enc/dense/beta", {}),
 ]
 HALF_KL = """
