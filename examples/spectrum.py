@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 from pages import DOCS
 
 import minivae
-from minivae.density.estimates import Noise, numbered
 from minivae.ops import HALF_RANGE
-from minivae.training.figures import to_uint8
 
 COLUMNS = 8  # codes whose x_hat and draw are shown
 AXES = {3: ("brightness", "red less blue", "green against both"), 1: ("brightness",)}
@@ -50,21 +48,19 @@ def draw_moved(axis, vae):
     axis.set(title="log_scale of brightness from z_i = -2 to 2,\nthe five strongest i", xlabel="half periods of a side")
 
 
-def draw_images(axis, vae):
-    z = vae.ops.xp.asarray(np.random.default_rng(0).standard_normal((COLUMNS, vae.latent)), vae.dtype)
-    pictures = [vae.decode(z), vae.draw(z, Noise(0, "simulated pixels", numbered(COLUMNS)))]
-    rows = [np.concatenate(list(to_uint8(vae.ops.to_host(images))), axis=1) for images in pictures]
+def draw_images(axis, model):
+    rows = [np.concatenate(list(model.sample(COLUMNS, noise=noise)), axis=1) for noise in (False, True)]
     axis.imshow(np.concatenate(rows).squeeze(), cmap="gray")
     axis.set(title="x_hat, and below it a draw of p(x|z)", xticks=[], yticks=[])
 
 
 def main(run):
-    vae = minivae.load(run).vae
+    model = minivae.load(run)
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 2.2))
-    draw_shared(figure.add_subplot(grid[0, 0]), vae)
-    draw_moved(figure.add_subplot(grid[0, 1]), vae)
-    draw_images(figure.add_subplot(grid[1, :]), vae)
+    draw_shared(figure.add_subplot(grid[0, 0]), model.vae)
+    draw_moved(figure.add_subplot(grid[0, 1]), model.vae)
+    draw_images(figure.add_subplot(grid[1, :]), model)
     figure.savefig(DOCS / "spectrum.png", dpi=110)
 
 

@@ -7,11 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import spectrum
 from emulator import emulator
+from PIL import Image
 
+import minivae
 from minivae.layers import Layer
 from minivae.ops import plain
 from minivae.parameters import Parameters
+from minivae.trained import TrainedVAE
+from minivae.vae import VAE, Widths
 
 PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 
@@ -31,6 +36,15 @@ def test_the_tour(capsys):
     found = [float(word.strip(",")) for word in f"{by_hand} {numeric}".split() if "." in word]
     assert len(found) == 3
     np.testing.assert_allclose(found, found[0], rtol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 3), (8, 8, 1)])
+def test_the_picture_of_a_spectrum(shape, tmp_path, monkeypatch):
+    vae = VAE(shape, 6, plain, sigma="spectrum", widths=Widths((2, 3, 4), 6, (5, 4, 3)))
+    monkeypatch.setattr(spectrum, "DOCS", tmp_path)
+    monkeypatch.setattr(minivae, "load", lambda run: TrainedVAE(vae))
+    spectrum.main("a run")
+    assert Image.open(tmp_path / "spectrum.png").width > 800
 
 
 @pytest.mark.skipif(bool(emulator.WHY_NOT), reason=str(emulator.WHY_NOT))

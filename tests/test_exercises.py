@@ -24,6 +24,9 @@ WRONG = [  # operation, what a reader got wrong, the row to look at first, setti
     ("tanh_gaussian_pixel", "db[1] = 0", "gen/tconv3/b", {"sigma": "pixel"}),
     ("append_label", "zy[:, 0] = 0", "z", {"classes": 3}),
     ("append_label_dx", "dz[...] = dzy[:, -dz.shape[1] :]", "z", {"classes": 3}),
+    ("student", "dlog_scale *= 2", "gen/spectrum/scales/w", {"sigma": "spectrum"}),
+    ("bias_tanh_dx", "db *= 2", "gen/spectrum/hidden/b", {"sigma": "spectrum"}),
+    ("log_energy_dx", "df *= 2", "x", {"sigma": "spectrum"}),
     ("add", "total -= term", "enc/dense/beta", {}),
 ]
 HALF_KL = """
