@@ -206,7 +206,7 @@ def train(args):
     """Train a model into a new run directory; without a command, this is done."""
     ops = operations(args)
     from minivae.images.data import test_subset
-    from minivae.training import checkpoint
+    from minivae.training import checkpoint, cost
     from minivae.training.loop import train as train_run
     from minivae.training.runs import Run, refuse_out
     from minivae.training.trainer import Trainer
@@ -225,20 +225,22 @@ def train(args):
     config = Config(args.data, steps, batch, args.latent, args.lr, args.seed, args.kl, args.log_every,
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
                     dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end, *how)
+    tests = test_subset(dataset.test.images)
+    print(cost.told(config, dataset.train.images, tests, ops))
     trainer = Trainer(config, dataset.train.images, ops)
     if start:
         checkpoint.start_from(*start, trainer)
         print(f"starting from the model of {config.origin}")
     run = Run.create(out, dataset.name, config)
     print(f"{steps} steps on {count} images of {dataset.name}, into {run.folder}")
-    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images)))
+    return finish(run, trainer, train_run(run, trainer, tests))
 
 
 def resume(args):
     """Go on with a run, exactly where it stopped."""
     ops = operations(args)
     from minivae.images.data import test_subset
-    from minivae.training import checkpoint
+    from minivae.training import checkpoint, cost
     from minivae.training.loop import train as train_run
     from minivae.training.runs import Run
     from minivae.training.trainer import Trainer
@@ -246,6 +248,8 @@ def resume(args):
     run = Run.open(args.run)
     run.lock()
     dataset = matching_data(run, args)
+    tests = test_subset(dataset.test.images)
+    print(cost.told(run.config, dataset.train.images, tests, ops))
     trainer = Trainer(run.config, dataset.train.images, ops)
     seconds = 0.0
     if (run / "checkpoint.h5").exists() or (run / checkpoint.PREVIOUS).exists():
@@ -265,7 +269,7 @@ def resume(args):
     run.save_config()
     lr = run.config.learning_rate(trainer.step_count)
     print(f"going on from step {trainer.step_count} of {run.folder}, at a learning rate of {lr:g}")
-    return finish(run, trainer, train_run(run, trainer, test_subset(dataset.test.images), seconds))
+    return finish(run, trainer, train_run(run, trainer, tests, seconds))
 
 
 def finish(run, trainer, signal):
