@@ -211,7 +211,7 @@ def train(args):
     ops = operations(args)
     from minivae.images import labels
     from minivae.images.given import test_images
-    from minivae.training import checkpoint
+    from minivae.training import checkpoint, cost
     from minivae.training.loop import train as train_run
     from minivae.training.runs import Run, refuse_out
     from minivae.training.trainer import Trainer
@@ -232,6 +232,8 @@ def train(args):
                     args.eval_every, args.checkpoint_every, dataset.train.images.shape[1:],
                     dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end, *how,
                     label_names=known, labels_sha256=labels.sha256(dataset, known))
+    test = test_images(dataset)
+    print(cost.told(config, dataset.train.images, test.images, ops))
     trainer = Trainer(config, dataset.train.images, ops,
                       labels=labels.places(dataset.train, dataset.label_names, known))
     if start:
@@ -239,7 +241,6 @@ def train(args):
         print(f"starting from the model of {config.origin}")
     run = Run.create(out, dataset.name, config)
     print(f"{steps} steps on {count} images of {dataset.name}, into {run.folder}")
-    test = test_images(dataset)
     test_labels = labels.places(test, dataset.label_names, known)
     return finish(run, trainer, train_run(run, trainer, test.images, test_labels=test_labels))
 
@@ -249,7 +250,7 @@ def resume(args):
     ops = operations(args)
     from minivae.images import labels
     from minivae.images.given import test_images
-    from minivae.training import checkpoint
+    from minivae.training import checkpoint, cost
     from minivae.training.loop import train as train_run
     from minivae.training.runs import Run
     from minivae.training.trainer import Trainer
@@ -258,6 +259,8 @@ def resume(args):
     run.lock()
     dataset = matching_data(run, args)
     known = run.config.label_names
+    test = test_images(dataset)
+    print(cost.told(run.config, dataset.train.images, test.images, ops))
     trainer = Trainer(run.config, dataset.train.images, ops,
                       labels=labels.places(dataset.train, dataset.label_names, known))
     seconds = 0.0
@@ -278,7 +281,6 @@ def resume(args):
     run.save_config()
     lr = run.config.learning_rate(trainer.step_count)
     print(f"going on from step {trainer.step_count} of {run.folder}, at a learning rate of {lr:g}")
-    test = test_images(dataset)
     test_labels = labels.places(test, dataset.label_names, known)
     return finish(run, trainer, train_run(run, trainer, test.images, seconds, test_labels))
 

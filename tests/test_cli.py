@@ -84,8 +84,8 @@ def test_a_training_can_be_watched_through_a_pipe(folder):
                "--log-every", "1", "--out", "watched"]
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("digits: 40 training and 20 test images of 16x16x3")
+        assert process.stdout.readline().startswith("2.6 million parameters; about ")
         assert process.stdout.readline() == "100000 steps on 40 images of digits, into watched\n"
-        assert " parameters; about " in process.stdout.readline()
         assert process.stdout.readline().startswith("test losses use batch norm's moving averages")
         assert process.stdout.readline().startswith("step      1 ")
         assert process.poll() is None

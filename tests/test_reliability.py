@@ -330,6 +330,17 @@ def test_a_model_and_its_step(ops, saved):
         np.testing.assert_array_equal(model.vae.params.moving_statistics, whole.vae.params.moving_statistics)
 
 
+def test_a_model_to_start_from(ops, saved):
+    """Its weights, and the statistics that training moves, not those re-estimated for test mode."""
+    old, new, whole = (trainer(ops, np.float32) for _ in range(3))
+    checkpoint.start_from(saved, old.vae, checkpoint.load_model(saved / "checkpoint.h5", old.vae, saved.config), new)
+    checkpoint.load_training(saved / "checkpoint.h5", whole)
+    np.testing.assert_array_equal(new.vae.params.values, whole.vae.params.values)
+    np.testing.assert_array_equal(new.vae.params.moving_statistics, whole.vae.params.moving_statistics)
+    assert (old.vae.params.moving_statistics != whole.vae.params.moving_statistics).any()
+    assert new.step_count == 0 and (new.adam.v == 0).all() and new.config.origin == f"{saved.folder}, step 6"
+
+
 def test_any_number_of_stops_changes_no_bit(ops, tmp_path, monkeypatch):
     """Signals after steps 1, 2, 5 and 7, and a kill after 8 that comes before its checkpoint, against none."""
     monkeypatch.setattr(figures, "draw_all", lambda *_: None)

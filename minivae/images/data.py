@@ -56,7 +56,7 @@ def load(source, folder, size=None, skip_damaged=False):
         path.stat()
     except OSError as e:
         raise UserError(f"--data {source}: {e.strerror}; {did_you_mean(path.name, SOURCES)}give a path "
-                        f"that can be read, or {', '.join(SOURCES)}") from e
+                        "that can be read, or housenumbers, svhn or svhn-extra") from e
     return _dataset(path.stem or "data", readers.read(path, size, skip_damaged), size)
 
 

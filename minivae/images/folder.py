@@ -12,6 +12,7 @@ from tqdm import tqdm
 from minivae.errors import UserError
 from minivae.images import photos
 from minivae.images.split import Split, reading, reason
+from minivae.images.stream import memory
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test",
           "val": "val", "valid": "val", "validation": "val"}  # by a folder's name
@@ -61,6 +62,8 @@ def read(root, files, size, skip_damaged):
             if error:
                 damaged.append(f"{file} ({error})")
                 continue
+            if not found and len(files) * pages[0].nbytes > memory():  # now, not after minutes
+                raise MemoryError
             found[file] = pages
             notes |= said
             sizes.update(page.shape[:2] for page in pages)

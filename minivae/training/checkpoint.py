@@ -109,11 +109,12 @@ def open_model(folder, ops):
     return run, vae, load_model(run / "checkpoint.h5", vae, config)
 
 
-def start_from(run, vae, saved, trainer):
+def start_from(run, vae, loaded, trainer):
     """Give a new run's trainer the model of another run, as open_model returns it; config.origin tells of it.
 
     Adam starts anew. UserError if the two models differ.
     """
+    step, moving = loaded
     config = trainer.config
     for name in ("shape", "latent", "sigma", "label_names"):
         theirs = getattr(run.config, name)
@@ -121,8 +122,7 @@ def start_from(run, vae, saved, trainer):
             raise UserError(f"the model of {run.folder} has {name} {theirs}, and this run's would have "
                             f"{getattr(config, name)}; --size, --latent, --sigma and --labels must make them alike")
     trainer.vae.params.values[...] = vae.params.values
-    trainer.vae.params.moving_statistics[...] = vae.params.moving_statistics
-    step, _ = saved
+    trainer.vae.params.moving_statistics[...] = moving
     config.origin = f"{run.folder.absolute()}, step {step}"
 
 

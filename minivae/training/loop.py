@@ -11,17 +11,11 @@ from tqdm import tqdm
 
 from minivae.training import checkpoint, figures, finite
 from minivae.training.divergence import Divergence
-from minivae.training.evaluation import TEST_BATCH, Evaluation
+from minivae.training.evaluation import Evaluation
 from minivae.training.statistics import estimated
 
 FIRST_PICTURES = 100  # the step after which a run can be looked at
 WARM, TIMED = 5, 20  # steps of a process: from the first to the second, a step is timed
-
-# memory, measured on a CPU: within 3 % for batches of 16 to 256 and images of 32x32 and 64x64
-LIBRARIES = 100e6  # bytes
-COPIES = 10  # of the parameters: gradients and Adam's moments too, and more while a checkpoint is made
-TRAINED_PIXEL = 1000  # bytes for each pixel of a batch
-TESTED_PIXEL = 750  # bytes for each pixel of the test images that are evaluated at a time
 
 
 class Signals:
@@ -63,7 +57,6 @@ def train(run, trainer, test_images, seconds=0.0, test_labels=None):
     with Signals() as signals, tqdm(total=steps, initial=trainer.step_count, unit="step", disable=None) as bar:
         loop = Loop(run, trainer, test_images, seconds, bar, test_labels)
         try:
-            tqdm.write(needs(trainer, test_images))
             if trainer.step_count == 0:  # a disk that cannot take it is told of at once
                 checkpoint.save(run / "checkpoint.h5", trainer, run.config, seconds)
                 tqdm.write("test losses use batch norm's moving averages, as the reference does: for the first few "
@@ -75,18 +68,6 @@ def train(run, trainer, test_images, seconds=0.0, test_labels=None):
             raise
         loop.finish()
     return signals.received
-
-
-def needs(trainer, test_images):
-    """A line about what training will take."""
-    params = trainer.vae.params
-    count = sum(p.value.size for p in params.trained)
-    saved = sum(array.nbytes for array in checkpoint.training_arrays(trainer).values())
-    memory = (LIBRARIES + COPIES * params.values.nbytes + TRAINED_PIXEL * trainer.x[..., 0].size
-              + TESTED_PIXEL * test_images[:TEST_BATCH, ..., 0].size
-              + trainer.batches.device_images.nbytes + test_images.nbytes)
-    return (f"{count:,} parameters; about {memory / 1e6:,.0f} MB of memory; two checkpoints of {saved / 1e6:,.1f} MB "
-            "are kept")
 
 
 class Loop:
