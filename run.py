@@ -19,6 +19,7 @@ try:
     from minivae import __version__
     from minivae.errors import UserError, did_you_mean, run_command, same_device
     from minivae.images import SOURCES
+    from minivae.training import ranks
     from minivae.training.settings import (
         KLS,
         Config,
@@ -181,6 +182,8 @@ def precision(command):
 
 def operations(args):
     """The operations of the device that the user chose. UserError if there is no such device."""
+    if args.ranks.size > 1 and args.command not in ON_RANKS:
+        raise UserError(f"{args.command} is for one process; give the command without mpirun")
     same_device[:] = ["--gpu"] * args.gpu
     if "precision" in args:
         same_device.extend(["--precision", args.precision])
@@ -188,15 +191,19 @@ def operations(args):
         raise UserError("--precision is for the GPU alone; add --gpu, or leave it out")
     from minivae import ops
 
-    return ops.operations(args.gpu, getattr(args, "precision", precision(args.command)))
+    found = ops.operations(args.gpu, getattr(args, "precision", precision(args.command)))
+    if args.gpu:
+        args.ranks = args.ranks.on_gpus()
+    return found
 
 
-def load_data(source, *how):
+def load_data(world, source, *how):
     """The data set, its notes printed. how: the size and skip_damaged of data.load."""
     from minivae.images import data
 
     try:
-        dataset = data.load(source, DATA, *how)
+        with world.rank_0_first():  # it may have to make the files
+            dataset = data.load(source, DATA, *how)
     except UserError as e:
         if source in SOURCES and not os.access(DATA, os.W_OK):
             raise UserError(f"{e}; or set the environment variable MINIVAE_DATA to a folder for data") from e
@@ -220,7 +227,7 @@ def train(args):
     refuse_out(out)
     start = checkpoint.open_model(args.start, ops) if "start" in args else None
     how = (getattr(args, "size", None), args.skip_damaged)
-    dataset = load_data(args.data, *how)
+    dataset = load_data(args.ranks, args.data, *how)
     count = len(dataset.train.images)
     batch = getattr(args, "batch_size", min(64, count))
     print(f"{dataset.summary}; batches of {batch}")
@@ -233,13 +240,13 @@ def train(args):
                     dataset.train.sha256, dataset.test.sha256, args.sigma, args.lr_end, *how,
                     label_names=known, labels_sha256=labels.sha256(dataset, known))
     test = test_images(dataset)
-    print(cost.told(config, dataset.train.images, test.images, ops))
+    print(cost.told(config, dataset.train.images, test.images, ops, args.ranks.size))
     trainer = Trainer(config, dataset.train.images, ops,
-                      labels=labels.places(dataset.train, dataset.label_names, known))
+                      labels=labels.places(dataset.train, dataset.label_names, known), ranks=args.ranks)
     if start:
         checkpoint.start_from(*start, trainer)
         print(f"starting from the model of {config.origin}")
-    run = Run.create(out, dataset.name, config)
+    run = Run(out or "", config) if args.ranks.rank else Run.create(out, dataset.name, config)
     print(f"{steps} steps on {count} images of {dataset.name}, into {run.folder}")
     test_labels = labels.places(test, dataset.label_names, known)
     return finish(run, trainer, train_run(run, trainer, test.images, test_labels=test_labels))
@@ -256,13 +263,14 @@ def resume(args):
     from minivae.training.trainer import Trainer
 
     run = Run.open(args.run)
-    run.lock()
+    if args.ranks.rank == 0:
+        run.lock()
     dataset = matching_data(run, args)
     known = run.config.label_names
     test = test_images(dataset)
-    print(cost.told(run.config, dataset.train.images, test.images, ops))
+    print(cost.told(run.config, dataset.train.images, test.images, ops, args.ranks.size))
     trainer = Trainer(run.config, dataset.train.images, ops,
-                      labels=labels.places(dataset.train, dataset.label_names, known))
+                      labels=labels.places(dataset.train, dataset.label_names, known), ranks=args.ranks)
     seconds = 0.0
     if (run / "checkpoint.h5").exists() or (run / checkpoint.PREVIOUS).exists():
         seconds = checkpoint.load_training(run / "checkpoint.h5", trainer)
@@ -272,13 +280,14 @@ def resume(args):
     steps = getattr(args, "steps", run.config.steps)
     if steps <= trainer.step_count:
         raise UserError(f"{run.folder} has made {trainer.step_count} steps; give a larger --steps to go on")
-    run.forget_after(trainer.step_count)
     run.config.steps = steps
     before = run.config.lr
     if getattr(args, "lr", before) != before:
         run.config.change_rate(trainer.step_count, args.lr)
         print(f"--lr is {args.lr:g} from step {trainer.step_count} on, and was {before:g}")
-    run.save_config()
+    if args.ranks.rank == 0:
+        run.forget_after(trainer.step_count)
+        run.save_config()
     lr = run.config.learning_rate(trainer.step_count)
     print(f"going on from step {trainer.step_count} of {run.folder}, at a learning rate of {lr:g}")
     test_labels = labels.places(test, dataset.label_names, known)
@@ -299,7 +308,7 @@ def matching_data(run, args):
 
     config = run.config
     config.data = getattr(args, "data", config.data)
-    dataset = load_data(config.data, config.size, config.skip_damaged)
+    dataset = load_data(args.ranks, config.data, config.size, config.skip_damaged)
     print(dataset.summary)
     if (dataset.train.sha256, dataset.test.sha256) != (config.train_sha256, config.test_sha256):
         raise UserError(f"{config.data} holds other images than {run.folder} was trained on; restore the old ones, say "
@@ -464,12 +473,15 @@ COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpol
 OF_A_RUN = COMMANDS.keys() - {"train", "gradcheck"}
 OF_DATA = OF_A_RUN - {"sample"}
 OF_IMAGES = {"reconstruct", "interpolate", "traverse", "encode"}
+ON_RANKS = {"train", "resume"}
 
 
 def main(argv):
     warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy's overflows: training looks for what is not finite
     try:
+        world = ranks.start()
         args = parse(argv)
+        args.ranks = world
         status = COMMANDS[args.command](args) or 0
         sys.stdout.flush()
         return status
@@ -490,6 +502,7 @@ def main(argv):
         if sys.stdout is sys.__stdout__:  # what it still holds would be flushed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(e, BrokenPipeError):  # whoever read the output has gone
+            ranks.end_all(128 + signal.SIGPIPE)
             return 128 + signal.SIGPIPE
         if e.errno and e.filename is None:  # an error of a file has its name
             return failed(f"standard output cannot be written ({e.strerror}); let it go elsewhere. A run that had "
@@ -500,8 +513,10 @@ def main(argv):
 
 
 def failed(what, status=2):
+    ranks.let_rank_0_speak_first()
     with contextlib.suppress(OSError):  # nobody may be reading that any more
         print(f"error: {' '.join(str(what).split())}", file=sys.stderr)
+    ranks.end_all(status)
     return status
 
 
@@ -520,6 +535,8 @@ def prepare_process():
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     os.environ["MPLBACKEND"] = "agg"
+    if ranks.rank_of_launch():  # rank 0 alone prints
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import lattice
 import numpy as np
 import pictures
 import pytest
+import ranks
 import readme
 import roofline
+import scaling
 from PIL import Image
 
 from minivae.ops import numpy_ops
@@ -46,6 +48,30 @@ def test_cards_are_told_apart(name, bandwidth):
 
 def test_an_unknown_card_has_no_floor():
     assert roofline.card("NVIDIA GeForce GTX 480") is None
+
+
+def test_several_gpus_on_paper(monkeypatch):
+    """A step's all-reduces: 9 batch norms' mean, variance and two sums; rec and kl; the gradients."""
+    few, gradients = scaling.exchanged()
+    assert few == 9 * 3 + 2
+    assert gradients == VAE((32, 32, 3), 10, numpy_ops).params.grads.nbytes
+    monkeypatch.setattr(scaling, "LINKS", {"link": (1e3, 10)})
+    monkeypatch.setattr(scaling, "one", lambda batch: 1e3 * batch)
+    expected = 16e3 + 30 * 10 + 29 * scaling.LAUNCHES * scaling.LAUNCH + 1.5 * gradients / 1e3
+    assert scaling.step(64, 4, "link") == pytest.approx(expected)
+    assert scaling.worth(4, "link") == "128"
+
+
+def test_the_page_on_scaling_has_what_the_script_finds():
+    assert scaling.report() in ranks.PAGE.read_text()
+
+
+def test_ranks_table(monkeypatch):
+    results = {"milliseconds": {c: {str(n): [100.0 + i, 7.0] for n in ranks.BATCHES}
+                                for i, c in enumerate(ranks.COLUMNS)},
+               "machine": dict.fromkeys(("processor", "family", "model", "vectors", "cores", "blas", "numpy"), "x"),
+               "mpi": "MPICH", "torch": "2"}
+    assert "| 256 | 100 | 101 | 102 | 103 | 7 | 0.98 |" in ranks.report(results)
 
 
 def test_turns_alternate(monkeypatch):

@@ -114,15 +114,27 @@ def test_batch_norm_dx(agree, draw, draw_moments, new, shape, slope, train):
     agree("batch_norm_dx", dy, x, moments, gamma, beta, slope, train, new(*shape), new(c), new(c))
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_batch_norm_dx_of_a_shard(agree, draw, draw_moments, new, shape, train):
+    """dgamma and dbeta are the shard's sums; dx needs those of the whole batch, here three times as long."""
+    c = shape[-1]
+    x, dy, moments, gamma, beta = draw(*shape), draw(*shape), draw_moments(c), draw(c), draw(c)
+    agree("batch_norm_dx", dy, x, moments, gamma, beta, 0.2, train, new(*shape), new(c), new(c),
+          lambda dgamma, dbeta, rows: (2 * dgamma, dbeta - dgamma, 3 * rows))
+
+
+@pytest.mark.parametrize("whole", [None, lambda dgamma, dbeta, rows: (2 * dgamma, dbeta, 3 * rows)],
+                         ids=["all", "shard"])
 @pytest.mark.parametrize("shape", [(272, 36), (9, 40)], ids=str)
-def test_batch_norm_dx_in_place(to_device, draw, draw_moments, new, shape):
+def test_batch_norm_dx_in_place(to_device, draw, draw_moments, new, shape, whole):
     dy = draw(*shape)
     rest = draw(*shape), draw_moments(shape[1]), draw(shape[1]), draw(shape[1])  # x, moments, gamma, beta
     sums = new(shape[1]), new(shape[1])  # dgamma, dbeta
     expected = exact(dy)
-    plain.batch_norm_dx(expected, *map(exact, rest), 0.2, True, expected, *map(exact, sums))
+    plain.batch_norm_dx(expected, *map(exact, rest), 0.2, True, expected, *map(exact, sums), whole)
     found = to_device(dy)
-    cuda_ops.batch_norm_dx(found, *map(to_device, rest), 0.2, True, found, *map(to_device, sums))
+    cuda_ops.batch_norm_dx(found, *map(to_device, rest), 0.2, True, found, *map(to_device, sums), whole)
     close(cuda_module.to_host(found), expected, "dx")
 
 

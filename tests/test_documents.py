@@ -44,14 +44,16 @@ NOT_RUN = {
     "it needs a GPU": [
         "pip install -r requirements-gpu.txt", 'pip install -r requirements.txt "cupy-cuda12x[ctk]>=14"',
         "python run.py --gpu", "python benchmarks/gpu_step.py", "python -m pytest -m gpu"],
+    "test_ranks.py runs mpirun": ["pip install -r requirements-mpi.txt", "mpirun -n 4 python run.py"],
     "it takes long": [
         "python -m pytest -m long", "python examples/questions.py", "python examples/step_size.py",
         "python benchmarks/faults.py"],
     "another test does it": [
         "python run.py gradcheck --with mine.py", "python -m doctest docs/by_hand.md",
-        "python -m doctest docs/gradients.md", "python -m pytest tests/test_ops.py tests/test_vae.py"],
+        "python -m doctest docs/gradients.md", "python -m pytest tests/test_ops.py tests/test_vae.py",
+        "python benchmarks/scaling.py"],
     "it throws a reader's changes away": ["git checkout minivae"],
-    "it needs PyTorch": ["pip install torch", "python benchmarks/cpu_step.py"],
+    "it needs PyTorch": ["pip install torch", "python benchmarks/cpu_step.py", "python benchmarks/ranks.py"],
     "it downloads SVHN": ["python run.py --data svhn --steps 50000 --lr-end 1e-3"],
 }
 ALL_NOT_RUN = [command for some in NOT_RUN.values() for command in some]

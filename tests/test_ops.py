@@ -178,6 +178,25 @@ def test_batch_norm_gradients(ops, rng, check, shape, slope, train, in_place):
     check(f, {"x": (x, dx), "gamma": (gamma, dgamma), "beta": (beta, dbeta)})
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_shards_of_a_batch_have_its_gradients(ops, rng, in_place):
+    """With the sums of all of them, dx of each shard is that of the whole batch, and their own sums add up to its."""
+    x, dy = rng.standard_normal((2, 90, 5))
+    gamma, beta = rng.standard_normal((2, 5))
+    moments, dx, dgamma, dbeta = empty((2, 5)), empty((90, 5)), empty(5), empty(5)
+    ops.batch_moments(x, moments)
+    ops.batch_norm_dx(dy, x, moments, gamma, beta, 0.2, True, dx, dgamma, dbeta)
+    found = []
+    for rows in (slice(0, 20), slice(20, 90)):
+        given, mine, of_gamma, of_beta = dy[rows].copy(), empty(x[rows].shape), empty(5), empty(5)
+        mine = given if in_place else mine
+        ops.batch_norm_dx(given, x[rows], moments, gamma, beta, 0.2, True, mine, of_gamma, of_beta,
+                          lambda *sums: (dgamma, dbeta, 90))
+        np.testing.assert_allclose(mine, dx[rows], rtol=1e-10, atol=1e-12)
+        found.append((of_gamma, of_beta))
+    np.testing.assert_allclose(np.sum(found, 0), [dgamma, dbeta], rtol=1e-10)
+
+
 def test_batch_norm_by_hand(ops):
     """Two values per channel: n = -+1/sqrt(1 + 1e-3), leaky at 0.2."""
     x, y, moments = np.array([[1.0, -4.0], [3.0, -2.0]]), empty((2, 2)), empty((2, 2))
@@ -223,6 +242,9 @@ def test_dequantized_pixels_are_uniform_over_their_grey_level(ops):
     single = level.astype(np.float32)
     ops.dequantize(0, 5, np.array([7]), single)
     np.testing.assert_allclose(single, drawn[0], atol=2e-7)
+    part = level[10:30].copy()
+    ops.dequantize(0, 5, np.array([7]), part, level[:10].size)
+    np.testing.assert_array_equal(part, drawn[0][10:30])
 
 
 @pytest.mark.parametrize("n, size", [(3, 12), (20, 300)])

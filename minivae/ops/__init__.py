@@ -34,6 +34,14 @@ SIGMA_FLOOR = 1 / HALF_RANGE  # one grey level: a fitted p(x|z) that is narrower
 PIXEL_VAR = SIGMA_FLOOR**2 / 12  # of noise that is uniform over one grey level
 
 
+def own_sums(dgamma, dbeta, rows):
+    """What batch_norm_dx takes for dx: a channel's two sums over the batch, and its rows. Here the batch is x itself.
+
+    For a shard of a batch, training/sharded_batch.py has what takes its place.
+    """
+    return dgamma, dbeta, rows
+
+
 def operations(gpu=False, precision="fp32"):
     """numpy_ops, or cuda_ops on the first GPU in precision "tf32" or "fp32". UserError says what a GPU lacks."""
     if not gpu:

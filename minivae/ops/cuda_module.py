@@ -86,6 +86,11 @@ def address(array):
     return array.ctypes.data if xp is np else array.data.ptr
 
 
+def stream_address():
+    """Where the current stream is; a stand-in has one alone."""
+    return xp.cuda.get_current_stream().ptr if _stream else 0
+
+
 class Source:
     """Files of kernels/ compiled as one text, at the first launch with each dtype.
 

@@ -1,6 +1,6 @@
 """Batch normalization on the GPU: launches of the kernels in kernels/norm.cu, which says how they work."""
 
-from minivae.ops import BN_EPS
+from minivae.ops import BN_EPS, own_sums
 from minivae.ops.cuda_columns import AHEAD, THREADS, Tiling
 from minivae.ops.cuda_module import Source
 
@@ -22,12 +22,15 @@ def batch_norm(x, moments, gamma, beta, slope, y, moving=None, decay=1):
                   float(1 - decay), *tiling.shape, y)
 
 
-def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
+def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta, whole=own_sums):
     tiling = Tiling(x, one_share=x.size // x.shape[-1] <= FEW_ROWS)
-    given = dy, x, moments, gamma, beta, float(slope), int(train)
-    tiling.launch(NORM, "batch_norm_sums", x.dtype, *given, *tiling.shape, *tiling.scratch(x.dtype), dx, dgamma, dbeta)
-    if tiling.shares > 1:
-        tiling.launch(NORM, "batch_norm_dx", x.dtype, *given, dgamma, dbeta, *tiling.shape, dx)
+    given = dy, x, moments, gamma, beta, float(slope)
+    once = tiling.shares == 1 and not (train and whole is not own_sums)
+    tiling.launch(NORM, "batch_norm_sums", x.dtype, *given, train / tiling.rows, *tiling.shape,
+                  *tiling.scratch(x.dtype), dx if once else None, dgamma, dbeta)
+    if not once:
+        by_gamma, by_beta, rows = (whole if train else own_sums)(dgamma, dbeta, tiling.rows)
+        tiling.launch(NORM, "batch_norm_dx", x.dtype, *given, train / rows, by_gamma, by_beta, *tiling.shape, dx)
 
 
 def moving_average(moving, moments, decay):

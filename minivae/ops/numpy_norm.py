@@ -6,7 +6,7 @@ full speed on inner loops of that length, and a row of C elements would make the
 
 import numpy as np
 
-from minivae.ops import BN_EPS
+from minivae.ops import BN_EPS, own_sums
 from minivae.ops.plain import moving_average
 from minivae.ops.threads import parallel, scratch, split
 
@@ -52,7 +52,7 @@ def batch_norm(x, moments, gamma, beta, slope, y, moving=None, decay=1):
         moving_average(moving, moments, decay)
 
 
-def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
+def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta, whole=own_sums):
     """One pass finds the two sums of every piece and leaves g = dy leaky'(u) in dx; a second one finishes dx there."""
     c = x.shape[-1]
     wide = _wide(x, c)
@@ -78,9 +78,9 @@ def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
     parallel(reduce, range(len(pieces)))
     dbeta[...] = sums.sum(0)
     dgamma[...] = dots.sum(0) * rstd
-    rows = x.size // c
-    by_x = -gamma * rstd**2 * dgamma / rows  # dx = scale g + by_x x + constant
-    constant = _tile(-gamma * rstd * dbeta / rows - by_x * moments[0], wide)
+    by_gamma, by_beta, rows = (whole if train else own_sums)(dgamma, dbeta, x.size // c)
+    by_x = -gamma * rstd**2 * by_gamma / rows  # dx = scale g + by_x x + constant
+    constant = _tile(-gamma * rstd * by_beta / rows - by_x * moments[0], wide)
     by_x = _tile(by_x, wide)
 
     def finish(piece):

@@ -25,11 +25,11 @@ def philox4x32(counter, key):
     return np.stack([c0, c1, c2, c3], -1).astype(np.uint32)
 
 
-def words(seed, stream, step, count):
+def words(seed, stream, step, count, first=0):
     """`count` uint32 words for (seed, stream, step): counter = (position // 4, stream, step), key = seed.
 
     seed and step are taken modulo 2^64, stream is a number of STREAMS. In place of a seed there may be keys (N, 2)
-    uint32: the words are then (N, count), a row for each key.
+    uint32: the words are then (N, count), a row for each key. first: the position of the first, a multiple of 4.
     """
     step = int(step) % 2**64
     if np.ndim(seed) == 0:
@@ -38,15 +38,15 @@ def words(seed, stream, step, count):
     else:
         key = seed[:, None]
     counter = np.empty((-(-count // 4), 4), np.uint32)
-    counter[:, 0] = np.arange(len(counter))
+    counter[:, 0] = first // 4 + np.arange(len(counter))
     counter[:, 1:] = stream, step & 0xFFFFFFFF, step >> 32
     found = philox4x32(counter, key)  # (..., words / 4, 4)
     return found.reshape(*found.shape[:-2], -1)[..., :count]
 
 
-def uniforms(seed, stream, step, count):
+def uniforms(seed, stream, step, count, first=0):
     """`count` float64 values in the open interval (0, 1): (word + 1/2) / 2^32, so that a logarithm is finite."""
-    return (words(seed, stream, step, count) + 0.5) * 2.0**-32
+    return (words(seed, stream, step, count, first) + 0.5) * 2.0**-32
 
 
 def normals(seed, stream, step, count):

@@ -7,7 +7,7 @@ What only a fitted sigma needs is in plain_sigmas.py.
 
 import numpy as np
 
-from minivae.ops import BN_EPS, HALF_RANGE, VAR_FLOOR, philox
+from minivae.ops import BN_EPS, HALF_RANGE, VAR_FLOOR, own_sums, philox
 from minivae.ops.host import *  # noqa: F403
 from minivae.ops.plain_sigmas import *  # noqa: F403
 
@@ -95,7 +95,7 @@ def batch_norm(x, moments, gamma, beta, slope, y, moving=None, decay=1):
         moving_average(moving, moments, decay)
 
 
-def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
+def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta, whole=own_sums):
     """With train, moments are those of x itself and depend on it; docs/batch_norm.md derives it. dx may be dy."""
     mean, var = moments
     rstd = 1 / np.sqrt(var + BN_EPS)
@@ -104,8 +104,8 @@ def batch_norm_dx(dy, x, moments, gamma, beta, slope, train, dx, dgamma, dbeta):
     dgamma[...] = (g * n).reshape(-1, len(gamma)).sum(0)
     dbeta[...] = g.reshape(-1, len(beta)).sum(0)
     if train:
-        rows = x.size // len(gamma)
-        g = g - dbeta / rows - n * dgamma / rows
+        by_gamma, by_beta, rows = whole(dgamma, dbeta, x.size // len(gamma))
+        g = g - by_beta / rows - n * by_gamma / rows
     dx[...] = gamma * rstd * g
 
 

@@ -82,7 +82,10 @@ def log_energy_dx(denergy, f, pool, energy, df):
     df[...] = 2 * f * ((denergy / np.exp(energy)) @ pool)
 
 
-def dequantize(seed, stream, t, x):
-    """Add to x, in [-1, 1] from grey levels, uniform noise of one level's width: that of (seed, stream) at step t."""
-    noise = philox.uniforms(seed, stream, t[0], x.size).reshape(x.shape) - 0.5
+def dequantize(seed, stream, t, x, first=0):
+    """Add to x, in [-1, 1] from grey levels, uniform noise of one level's width: that of (seed, stream) at step t.
+
+    first: where the noise of x begins, if x is a part of an array.
+    """
+    noise = philox.uniforms(seed, stream, t[0], x.size, first).reshape(x.shape) - 0.5
     x += noise / HALF_RANGE

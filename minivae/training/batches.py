@@ -15,7 +15,9 @@ LONGEST_CHUNK = 1000  # steps whose images are drawn at a time
 
 
 class Batches:
-    """Batches of N training images, in chunks of S steps; a background thread prepares the next chunk.
+    """N training images of each batch, in chunks of S steps; a background thread prepares the next chunk.
+
+    shard: the slice of a batch's images that this rank has.
 
     Step t of the run takes the rows index[t mod S] of device_images; index (S, N) int32. If all images fit on the
     device, each chunk brings a new index. If they are too large for the host's memory, or for half of the device's free
@@ -23,12 +25,14 @@ class Batches:
     chunk also brings those of its images.
     """
 
-    def __init__(self, images, config, ops, labels=None):
+    def __init__(self, images, config, ops, shard, labels=None):
         self.images = images
         self.labels = labels
         self.ops = ops
         self.seed = config.seed
-        n = config.batch_size
+        self.batch_size = config.batch_size
+        self.shard = shard
+        n = shard.stop - shard.start
         steps = min(config.log_every, LONGEST_CHUNK)
         self.stream = isinstance(images, Streamed) or 2 * images.nbytes > ops.free_memory()
         if self.stream:
@@ -72,6 +76,7 @@ class Batches:
 
     def draw(self, chunk):
         """Rows of `images` (S, N): without replacement within a step, independent between steps."""
-        size, n = self.index.shape
+        size = len(self.index)
         steps = range(chunk * size, (chunk + 1) * size)
-        return np.stack([choose(self.seed, STREAMS["batch"], t, n, len(self.images)) for t in steps])
+        batches = [choose(self.seed, STREAMS["batch"], t, self.batch_size, len(self.images)) for t in steps]
+        return np.stack(batches)[:, self.shard]

@@ -143,12 +143,18 @@ def load_model(path, vae, config):
 
 
 def load_training(path, trainer):
-    """Fill the trainer from `path` and return the seconds trained so far. UserError if it is not its checkpoint."""
-    with _opened(path, trainer.config) as f:
-        _fill(path, f, trainer.ops, training_arrays(trainer))
-        trainer.step_count = int(f.attrs["step"])
-        trainer.adam.t[...] = trainer.step_count
-        return float(f.attrs["seconds"])
+    """Fill the trainer from `path` and return the seconds trained so far. UserError if it is not its checkpoint.
+
+    Rank 0 reads it, and the others have it from there.
+    """
+    seconds = 0.0
+    if trainer.ranks.rank == 0:
+        with _opened(path, trainer.config) as f:
+            _fill(path, f, trainer.ops, training_arrays(trainer))
+            trainer.adam.t[...] = int(f.attrs["step"])
+            seconds = float(f.attrs["seconds"])
+    trainer.begin_together()
+    return seconds
 
 
 @contextlib.contextmanager

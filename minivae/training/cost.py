@@ -20,13 +20,16 @@ SAVED = 3  # copies of the parameters in a checkpoint
 TELLING = 1 / 4  # of the memory: from there on it is said how much that is
 
 
-def told(config, train_images, test_images, ops):
-    """A line about what a run with this config will take. UserError if that is more memory than the device has."""
+def told(config, train_images, test_images, ops, ranks=1):
+    """A line about what a run with this config will take. UserError if that is more memory than the device has.
+
+    Of several ranks it is what each takes.
+    """
     count = parameters(config)
     size = 4 * count  # float32
     pixels = math.prod(config.shape[:2])
     held = train_images.nbytes if isinstance(train_images, np.ndarray) else CHUNK_BYTES
-    need = (LIBRARIES + COPIES * size + TRAINED_PIXEL * pixels * config.batch_size
+    need = (LIBRARIES + COPIES * size + TRAINED_PIXEL * pixels * math.ceil(config.batch_size / ranks)
             + TESTED_PIXEL * pixels * min(TEST_BATCH, len(test_images)) + held)
     room = ops.free_memory()
     if math.isinf(room):  # the images of a CPU are in its memory already

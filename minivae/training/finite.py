@@ -89,6 +89,9 @@ def refuse_failure(run, trainer):
 
 def stop(run, trainer):
     """The UserError of the step after trainer.step_count; its batch is saved in the run directory."""
+    if trainer.ranks.rank:
+        trainer.ranks.barrier()  # to which rank 0 does not come: it ends all
+    trainer = trainer.alone()
     step = trainer.step_count + 1
     trainer.batches.prepare(trainer.step_count)
     trainer.draw_batch()

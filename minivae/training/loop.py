@@ -25,6 +25,9 @@ class Signals:
     nohup does with SIGHUP, stays ignored.
     """
 
+    def __init__(self, answers=True):
+        self.answers = answers  # of several ranks, one does
+
     def __enter__(self):
         self.received = 0
         self.before = {}
@@ -37,8 +40,9 @@ class Signals:
     def _receive(self, number, frame):
         answer = b"\nstill saving and drawing\n" if self.received else b"\nstopping: saving and drawing\n"
         self.received = self.received or number
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(2, answer)  # print() would fail if the signal came while something was printed
+        if self.answers:
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, answer)  # print() would fail if the signal came while something was printed
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
@@ -54,20 +58,22 @@ def train(run, trainer, test_images, seconds=0.0, test_labels=None):
     and drawn, if standard output cannot be written.
     """
     steps = run.config.steps
-    with Signals() as signals, tqdm(total=steps, initial=trainer.step_count, unit="step", disable=None) as bar:
+    bar = tqdm(total=steps, initial=trainer.step_count, unit="step", disable=None)
+    with Signals(trainer.ranks.rank == 0) as signals, bar:
         loop = Loop(run, trainer, test_images, seconds, bar, test_labels)
         try:
-            if trainer.step_count == 0:  # a disk that cannot take it is told of at once
+            if trainer.step_count == 0 and loop.writes:  # a disk that cannot take it is told of at once
                 checkpoint.save(run / "checkpoint.h5", trainer, run.config, seconds)
                 tqdm.write("test losses use batch norm's moving averages, as the reference does: for the first few "
                            "hundred steps these trail the weights, and test losses are far above training losses")
-            while trainer.step_count < steps and not signals.received:
+            while not trainer.ranks.largest(signals.received) and trainer.step_count < steps:
                 loop.step()
         except OSError:  # the reader of standard output has gone, or its disk is full
+            trainer.ranks.largest(signal.SIGPIPE)  # the other ranks stop too
             loop.finish()
             raise
         loop.finish()
-    return signals.received
+        return trainer.ranks.largest(signals.received)  # for which all ranks wait until rank 0 has drawn
 
 
 class Loop:
@@ -80,10 +86,11 @@ class Loop:
         self.test_labels = test_labels
         self.evaluation = Evaluation(trainer.vae, test_images, run.config.seed, test_labels)
         self.first = trainer.step_count
+        self.writes = trainer.ranks.rank == 0
         self.start = time.perf_counter() - seconds
         self.bar = bar
         self.saved = None  # the step of the last checkpoint that this process wrote
-        losses = [row["train_loss"] for row in run.metrics() if "train_loss" in row]
+        losses = [row["train_loss"] for row in run.metrics() if "train_loss" in row] if self.writes else []
         self.divergence = Divergence(math.prod(trainer.config.shape), losses)
         self.warned = False  # of a divergence
         self.aside = 0.0  # seconds for what is not training
@@ -93,7 +100,7 @@ class Loop:
         return time.perf_counter() - self.start
 
     def step(self):
-        self.tell_time()
+        """A step and what is due after it. All that ranks do together comes before what rank 0 alone does."""
         config = self.run.config
         trainer = self.trainer
         try:
@@ -105,19 +112,40 @@ class Loop:
             self.divergence.diverged(sum(trainer.losses()))
         last = step == config.steps
         evaluate = last or step % config.eval_every == 0
-        if evaluate or step % config.log_every == 0:
+        log = evaluate or step % config.log_every == 0
+        save = step % config.checkpoint_every == 0
+        draw = (evaluate or step == FIRST_PICTURES) and not last
+        if log or save:
+            finite.refuse_failure(self.run, trainer)
+        if save or draw:
+            self.estimate()
+        if self.writes:
+            self.write(log, evaluate, save, draw)
+
+    def write(self, log, evaluate, save, draw):
+        """What is due: a row of metrics.csv, with test losses in it, a checkpoint, pictures."""
+        if log:
             self.log(evaluate)
-        if step % config.checkpoint_every == 0:
+        if save:
             self.save()
-        if (evaluate or step == FIRST_PICTURES) and not last:
+        if draw:
             self.draw()
+        self.tell_time()
         self.bar.update()
 
     def finish(self):
         """Save and draw the last step, at whatever moment the end came."""
-        if self.saved != self.trainer.step_count:
-            self.save()
-        self.draw()
+        finite.refuse_failure(self.run, self.trainer)
+        self.estimate()
+        if self.writes:
+            if self.saved != self.trainer.step_count:
+                self.save()
+            self.draw()
+
+    def estimate(self):
+        """Find the statistics for test mode, which saving and drawing need."""
+        with self.untimed(), estimated(self.trainer):
+            pass
 
     def draw(self):
         with self.untimed(), estimated(self.trainer):
@@ -146,14 +174,12 @@ class Loop:
                    f"the {left:,} steps that are left, and the time of evaluations")
 
     def save(self):
-        finite.refuse_failure(self.run, self.trainer)
         with self.untimed():
             checkpoint.save(self.run / "checkpoint.h5", self.trainer, self.run.config, self.seconds())
         self.saved = self.trainer.step_count
 
     def log(self, evaluate):
         """One row of metrics.csv, and the same on the screen."""
-        finite.refuse_failure(self.run, self.trainer)
         row = {"step": self.trainer.step_count, "seconds": self.seconds()}
         line = "step {step:6d}  {seconds:7.1f} s".format(**row)
         losses = {"train": self.trainer.losses()}

@@ -110,18 +110,17 @@ __device__ __forceinline__ Vec<V> slope_of(const T* dy, const T* x, size_t i, co
   return g;
 }
 
-//   plain: g = g - dbeta / rows - n * dgamma / rows
+//   plain: g = g - by_beta / rows - n * by_gamma / rows
 //   plain: dx[...] = gamma * rstd * g
-// as dx = scale g + by_x (x - mean) + constant, whose by_x and constant are 0 in test mode. dx may be dy: a thread
-// writes only what it alone has read.
+// as dx = scale g + by_x (x - mean) + constant; fraction is 1 / rows of the whole batch, or 0 in test mode. dx may be
+// dy: a thread writes only what it alone has read.
 template <int V>
-__device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Constants<V>& is, T slope, bool train,
-                         const T* dgamma, const T* dbeta, int rows, int c, T* dx) {
-  const T fraction = train ? (T)1 / rows : 0;
+__device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Constants<V>& is, T slope, T fraction,
+                         const T* by_gamma, const T* by_beta, int rows, int c, T* dx) {
   T by_x[V], constant[V];
   for (int k = 0; k < V; ++k) {
-    by_x[k] = -is.scale[k] * is.rstd[k] * dgamma[k] * fraction;
-    constant[k] = -is.scale[k] * dbeta[k] * fraction;
+    by_x[k] = -is.scale[k] * is.rstd[k] * by_gamma[k] * fraction;
+    constant[k] = -is.scale[k] * by_beta[k] * fraction;
   }
   for (int r = at.row; at.inside && r < rows; r += at.step) {
     const size_t i = (size_t)r * c + at.channel;
@@ -135,10 +134,10 @@ __device__ void write_dx(const Place<V>& at, const T* dy, const T* x, const Cons
 //   plain: dgamma[...] = (g * n).reshape(-1, len(gamma)).sum(0)
 //   plain: dbeta[...] = g.reshape(-1, len(beta)).sum(0)
 // Where one block has all rows of its strip (gridDim.x is 1, for the few rows of a dense layer) it also writes dx,
-// which saves a launch; otherwise batch_norm_dx does.
+// which saves a launch; otherwise dx is null and batch_norm_dx writes it.
 template <int V>
 __global__ void __launch_bounds__(THREADS, 16 / sizeof(T))
-batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, int train, int rows,
+batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, T fraction, int rows,
                 int c, int columns, T* partial, unsigned* counters, T* dx, T* dgamma, T* dbeta) {
   SHARED(T, s, [THREADS * V]);
   const Place<V> at(c, columns);
@@ -159,19 +158,19 @@ batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const
       dbeta[at.channel + k] = sums[0][k];
       dgamma[at.channel + k] = sums[1][k];
     }
-  if (gridDim.x == 1) write_dx<V>(at, dy, x, is, slope, train, sums[1], sums[0], rows, c, dx);
+  if (dx) write_dx<V>(at, dy, x, is, slope, fraction, sums[1], sums[0], rows, c, dx);
 }
 
-// The second pass where several blocks share the rows: dx from dgamma and dbeta.
+// The second pass where several blocks, or several machines, share the rows: dx from the sums over the whole batch.
 //   plain: dx[...] = gamma * rstd * g
 template <int V>
 __global__ void batch_norm_dx(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope,
-                              int train, const T* dgamma, const T* dbeta, int rows, int c, int columns, T* dx) {
+                              T fraction, const T* by_gamma, const T* by_beta, int rows, int c, int columns, T* dx) {
   const Place<V> at(c, columns);
   if (!at.inside) return;
   const Constants<V> is(moments, gamma, beta, at.channel, c);
-  const Vec<V> by_gamma = load<V>(dgamma + at.channel), by_beta = load<V>(dbeta + at.channel);
-  write_dx<V>(at, dy, x, is, slope, train, by_gamma.at, by_beta.at, rows, c, dx);
+  const Vec<V> dots = load<V>(by_gamma + at.channel), sums = load<V>(by_beta + at.channel);
+  write_dx<V>(at, dy, x, is, slope, fraction, dots.at, sums.at, rows, c, dx);
 }
 
 //   plain: moving[...] = decay * moving + (1 - decay) * moments
