@@ -122,10 +122,14 @@ def parser(command):
         p.add_argument("--out", type=path, metavar="FOLDER|FILE.npz", default=argparse.SUPPRESS,
                        help="write each image as a PNG file into a new folder, or all as an array, and no picture")
     if command == "evaluate":
-        for name, (what, cpu, gpu) in DENSITY.items():
-            p.add_argument(f"--{name.replace('_', '-')}", type=positive, default=argparse.SUPPRESS,
-                           help=f"number of {what} (default: {cpu} on a CPU, {gpu} on a GPU)")
+        add_density_options(p, *DENSITY)
         p.add_argument("--seed", type=seed, default=0, help="seed of all random draws")
+    if command == "score":
+        add_density_options(p, "importance")
+        p.add_argument("--ais", action="store_true",
+                       help="anneal as well, which takes seconds for each image: closer to ln p(x) than the bounds")
+        p.add_argument("--out", type=path, metavar="FILE", default=argparse.SUPPRESS,
+                       help="file to write, .csv, .h5 or .npz (default: scores.csv in the run's directory)")
     if command == "gradcheck":
         p.add_argument("--with", dest="mine", type=path, metavar="FILE", default=argparse.SUPPRESS,
                        help="a Python file whose functions replace operations of the definition (docs/exercises.md)")
@@ -133,6 +137,14 @@ def parser(command):
     p.add_argument("--precision", choices=("tf32", "fp32"), default=argparse.SUPPRESS,
                    help=f"precision of matrix products on the GPU (default: {precision(command)})")
     return p
+
+
+def add_density_options(p, *names):
+    """Options for these settings of DENSITY."""
+    for name in names:
+        what, cpu, gpu = DENSITY[name]
+        p.add_argument(f"--{name.replace('_', '-')}", type=positive, default=argparse.SUPPRESS,
+                       help=f"number of {what} (default: {cpu} on a CPU, {gpu} on a GPU)")
 
 
 def train_parser():
@@ -177,7 +189,12 @@ def train_parser():
 
 def precision(command):
     """tf32, where the card has it; fp32 for densities, which are quoted to the second decimal."""
-    return "fp32" if command == "evaluate" else "tf32"
+    return "fp32" if command in ("evaluate", "score") else "tf32"
+
+
+def density_settings(args):
+    """Those of DENSITY, as given or by default."""
+    return {name: getattr(args, name, gpu if args.gpu else cpu) for name, (_, cpu, gpu) in DENSITY.items()}
 
 
 def operations(args):
@@ -435,14 +452,38 @@ def traverse(args):
 def encode(args):
     """Write codes.h5: the mean and the variance of q(z|x) of every image, with its name and label."""
     run, vae, _ = open_model(args)
-    from minivae.images import codes
+    from minivae.images import table
     from minivae.trained import TrainedVAE
 
     file = getattr(args, "out", run / named_after(args.path, "codes.h5"))
-    codes.refuse_file(file)
+    table.refuse_file(file)
     split, label_names = images_of(run, args)
-    codes.write(file, split, label_names, *TrainedVAE(vae).encode(split.images))
+    mean, var = TrainedVAE(vae).encode(split.images)
+    table.write(file, split, label_names, mean=mean, var=var)
     print(file)
+
+
+def score(args):
+    """Estimate ln p(x) of every image: scores.csv, and scores.png with the least and the most likely ones."""
+    run, vae, (step, _) = open_model(args)
+    from minivae.density import score
+    from minivae.images import labels, table
+
+    file = getattr(args, "out", run / named_after(args.path, "scores.csv"))
+    table.refuse_file(file)
+    split, label_names = images_of(run, args)
+    given = labels.places(split, label_names, run.config.label_names)
+    card = score.known_card(run, step)
+    settings = density_settings(args) | {"seed": 0} | {name: card[name] for name in score.SETTINGS if name in card}
+    if "importance" in args:
+        settings["importance"] = args.importance
+    columns = score.score(vae, split.images, given, settings, args.ais, card.get("bounds", {}).get("elbo_each"))
+    table.write(file, split, label_names, **columns)
+    picture = run / named_after(args.path, "scores.png")
+    score.draw(picture, vae, split.images, given, columns)
+    if not card:
+        print("ranks among the run's test images are left out: evaluate finds what those are compared with")
+    print(score.LIMITS, file, picture, sep="\n")
 
 
 def evaluate(args):
@@ -450,8 +491,7 @@ def evaluate(args):
     from minivae.density import card
 
     run, vae, (step, moving) = open_model(args)
-    settings = {name: getattr(args, name, gpu if args.gpu else cpu) for name, (_, cpu, gpu) in DENSITY.items()}
-    card.evaluate(run, vae, moving, matching_data(run, args), step, **settings, seed=args.seed)
+    card.evaluate(run, vae, moving, matching_data(run, args), step, **density_settings(args), seed=args.seed)
     print_pictures(run, "density.png", "density.json")
 
 
@@ -468,11 +508,11 @@ def print_pictures(run, *names):
     print(*(run / name for name in names), sep="\n")
 
 
-COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, traverse, encode, evaluate,
-                                    gradcheck)}
+COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpolate, traverse, encode, score,
+                                    evaluate, gradcheck)}
 OF_A_RUN = COMMANDS.keys() - {"train", "gradcheck"}
 OF_DATA = OF_A_RUN - {"sample"}
-OF_IMAGES = {"reconstruct", "interpolate", "traverse", "encode"}
+OF_IMAGES = {"reconstruct", "interpolate", "traverse", "encode", "score"}
 ON_RANKS = {"train", "resume"}
 
 

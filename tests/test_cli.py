@@ -318,11 +318,51 @@ def test_encode_test_images(folder):
         names = f["name"].asstr()[()].tolist()
         assert sorted(f) == ["mean", "name", "var"]  # its images have no labels
     assert names == [str(row) for row in np.random.RandomState(0).permutation(20)]
-    for out, says in [("codes.txt", "has the suffix '.txt'; codes are written to .h5, .npz, .csv files"),
+    for out, says in [("codes.txt", "has the suffix '.txt'; give a file with one of .h5, .npz, .csv"),
                       ("nowhere/codes.h5", "cannot write nowhere (No such file or directory)")]:
         before = sorted(folder.rglob("*"))
         assert refused("encode", "first", "--out", out, cwd=folder, says=says).stdout == ""
         assert sorted(folder.rglob("*")) == before
+
+
+def test_score(folder, rng):
+    """Without a card, beside one, and of images of one's own."""
+    done = run("score", "first", "--importance", 2, cwd=folder)
+    assert done.returncode == 0, done
+    assert "ranks among the run's test images are left out" in done.stdout and "it does not tell" in done.stdout
+    assert done.stdout.endswith("first/scores.csv\nfirst/scores.png\n")
+    settings = ["--images", 20, "--importance", 3, "--ais-images", 2, "--ais-chains", 2, "--ais-steps", 2]
+    assert run("evaluate", "first", *settings, cwd=folder).returncode == 0
+    card = json.loads((folder / "first" / "density.json").read_text())
+    assert run("score", "first", "--ais", cwd=folder).returncode == 0
+    with open(folder / "first" / "scores.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert list(rows[0]) == ["name", "elbo", "rec", "kl", "iwae", "effective_samples", "ais", "ais_95", "bits_per_dim",
+                             "rank"]
+    for name, expected in (("elbo", card["bounds"]["elbo_each"]), ("ais", card["annealed"]["ais_each"])):
+        np.testing.assert_allclose([float(row[name]) for row in rows[: len(expected)]], expected, rtol=1e-6)
+    iwae = np.mean([float(row["iwae"]) for row in rows])  # of as many draws as the card's
+    assert iwae == pytest.approx(card["bounds"]["rows"]["iwae"]["nats_per_image"], rel=1e-6)
+    images = np.load(folder / "digits.npz")["test"][np.random.RandomState(0).permutation(20)[:2]]
+    for name, image in zip(("b.png", "a.png"), images, strict=True):
+        save(folder / "own" / name, image)
+    assert run("score", "first", "own", "--out", "own.csv", cwd=folder).returncode == 0
+    with open(folder / "own.csv", newline="") as f:
+        own = list(csv.DictReader(f))
+    for mine, row in zip(own[::-1], rows, strict=False):
+        assert {name: mine[name] for name in ("elbo", "iwae", "kl", "rank")} == {
+            name: row[name] for name in ("elbo", "iwae", "kl", "rank")}
+    assert [row["name"] for row in own] == ["a.png", "b.png"]
+    assert png(folder / "first" / "scores-own.png")[0] > 0
+
+
+def test_what_is_wrong_with_a_score(folder):
+    before = sorted(folder.rglob("*"))
+    for arguments, says in [(["nothing.zip"], "nothing.zip cannot be read (No such file or directory)"),
+                            (["--out", "scores.txt"], "has the suffix '.txt'; give a file with one of"),
+                            (["--out", "nowhere/scores.csv"], "cannot write nowhere (No such file or directory)")]:
+        refused("score", "first", *arguments, cwd=folder, says=says)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_names_that_are_no_text(folder, rng):

@@ -27,6 +27,7 @@ RUN = {  # a document's command: the same with small settings, on the copy's few
     "python run.py reconstruct RUN PATH": "python run.py reconstruct first data/housenumbers.h5",
     "python run.py evaluate RUN":
         "python run.py evaluate first --images 4 --importance 2 --ais-images 2 --ais-chains 2 --ais-steps 2",
+    "python run.py score RUN [PATH]": "python run.py score first data/housenumbers.h5 --importance 2",
     "python benchmarks/housenumbers.py SVHN PAGE.png": "python benchmarks/housenumbers.py svhn page.png",
     "python benchmarks/training.py RUN ...": "python benchmarks/training.py first first",
     "python benchmarks/fluctuation.py RUN ...": "python benchmarks/fluctuation.py first",

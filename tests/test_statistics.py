@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from test_train import TEST, config, trainer
 
+from minivae.ops.philox import STREAMS
 from minivae.training import checkpoint, loop, statistics
 from minivae.training.runs import Run
 from minivae.training.statistics import estimated
@@ -28,6 +29,7 @@ def test_they_are_the_mean_of_the_last_batches_moments(ops, monkeypatch, steps, 
     fitted = []
     for step in range(steps - batches, steps):
         x = t.batches.images[t.batches.draw(step // 4)[step % 4]] / 127.5 - 1
+        ops.dequantize(0, STREAMS["train pixels"], np.array([step]), x)
         eps = np.empty((16, 4))
         ops.normal(0, 1, np.array([step]), eps)
         rec, _ = t.vae.forward(x, eps)

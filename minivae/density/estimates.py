@@ -6,8 +6,8 @@
 x (N, H, W, C) are images in [-1, 1] on the model's device, z (K, N, Z) are K codes for each of
 them. A code is a few numbers, so all sampling is done in NumPy float64; only the encoder and the
 decoder run on the device. Results are nats per image (N,), and never a loss: the constant
-(D/2) ln 2 pi that training drops is part of every ln p(x|z). Those of an image are the same, to the
-bit, whatever the other images are.
+(D/2) ln 2 pi that training drops is part of every ln p(x|z). Those of an image do not depend on the
+other images.
 
 progress(iterable) is what a long loop goes through; it may show how far the loop has come.
 """

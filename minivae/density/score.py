@@ -1,9 +1,25 @@
 """What ln p(x) is of each of some images: the bounds, and annealed importance sampling."""
 
+import json
+import math
+
+import numpy as np
+
 from minivae.density import estimates
-from minivae.density.estimates import Noise, effective_samples, log_mean_exp, scaled
+from minivae.density.estimates import Model, Noise, effective_samples, log_mean_exp, scaled
+from minivae.density.report import Stages
+from minivae.errors import UserError
+from minivae.images.data import hashes
+from minivae.training import figures
 
 DRAWS = 10  # of z for each image's ELBO
+BLOCK = 1000  # images at a time
+SHOWN = 10  # of the least and of the most likely images
+SETTINGS = ("importance", "ais_chains", "ais_steps", "seed")
+LIMITS = """A density ranks images; it does not tell which are like the training images. Smooth images
+are likelier than others under any such model: one of CIFAR finds SVHN likelier than CIFAR
+(Nalisnick et al., arXiv 1810.09136). Compare an image with the run's test images only if it
+is of their kind; docs/density.md says more."""
 
 
 def bounds(model, images, names, settings, stage):
@@ -39,3 +55,59 @@ def annealed(model, x, mean, var, noise, settings, stage, exact=None):
     q = estimates.fit_posterior(model, x, mean, var, noise, stage("fit of q"))
     return q, estimates.anneal(model, x, *q, settings["ais_chains"], settings["ais_steps"], noise,
                                exact, stage)
+
+
+def known_card(run, step):
+    """The run's density card, {} if there is none of this step. UserError if it is damaged."""
+    path = run / "density.json"
+    if not path.exists():
+        return {}
+    try:
+        card = json.loads(path.read_text())
+        return card if card["step"] == step and "elbo_each" in card["bounds"] else {}
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise UserError(f"{path} cannot be read as a density card ({e}); delete it, or make it "
+                        "again with evaluate") from e
+
+
+def score(vae, images, labels, settings, ais, test_elbo):
+    """{column: (N,)}, with a row for each of images (N, H, W, C) uint8: see docs/density.md.
+
+    labels (N,), for a VAE that is given them. settings: SETTINGS. ais: whether to anneal as well.
+    test_elbo: of the run's test images, among which the ELBO has its rank; None if it is not known.
+    """
+    blocks = range(0, len(images), BLOCK)
+    stage = Stages(len(blocks) * (5 if ais else 2))
+    parts = [_block(vae, images[start : start + BLOCK],
+                    None if labels is None else labels[start : start + BLOCK], settings, ais, stage)
+             for start in blocks]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    best = columns["ais" if ais else "iwae"]
+    columns["bits_per_dim"] = estimates.bits_per_dim(best, math.prod(images.shape[1:]))
+    if test_elbo is not None:
+        columns["rank"] = 1 + (np.array(test_elbo) > columns["elbo"][:, None]).sum(1)
+    return columns
+
+
+def _block(vae, images, labels, settings, ais, stage):
+    model = Model(vae, labels)
+    names = list(hashes(images))
+    found = bounds(model, images, names, settings, stage)
+    constant = images[0].size / 2 * math.log(2 * math.pi)  # which rec is without, here as elsewhere
+    columns = {"elbo": found["elbo"], "rec": -found["log_likelihood"] - constant, "kl": found["kl"],
+               "iwae": found["iwae"], "effective_samples": found["effective_samples"]}
+    if ais:
+        noise = Noise(settings["seed"], "AIS", names)
+        _, chains = annealed(model, found["x"], found["mean"], found["var"], noise, settings, stage)
+        columns["ais"] = log_mean_exp(chains["log_w"])
+        columns["ais_95"] = columns["ais"] - math.log(20)
+    return columns
+
+
+def draw(path, vae, images, labels, columns):
+    """The least likely images above their reconstructions, and below them the most likely ones."""
+    order = columns["bits_per_dim"].argsort()[::-1]
+    count = min(SHOWN, -(-len(order) // 2))
+    rows = np.concatenate([order[:count], order[-count:]])
+    figures.draw_reconstructions(path, vae, images[rows], 2 * count, count,
+                                 None if labels is None else labels[rows])

@@ -1,4 +1,4 @@
-"""The codes of images in a file, whose suffix says of which format: mean and variance of q(z|x), names, labels."""
+"""What is found of each image, in a file whose suffix says of which format: columns of values, by name."""
 
 import csv
 import io
@@ -11,22 +11,22 @@ from minivae.files import refuse_unwritable, replacing
 
 
 def refuse_file(path):
-    """UserError if no file of codes can be made at `path`: said before long work, not after it."""
+    """UserError if no such file can be made at `path`: said before long work, not after it."""
     if path.suffix not in WRITERS:
-        raise UserError(f"{path} has the suffix {path.suffix!r}; codes are written to {', '.join(WRITERS)} files")
+        raise UserError(f"{path} has the suffix {path.suffix!r}; give a file with one of {', '.join(WRITERS)}")
     refuse_unwritable(path.parent)
 
 
-def write(path, split, label_names, mean, var):
-    """Write what belongs to each image of a Split: name, label (if there are any), mean and var (N, Z).
+def write(path, split, label_names, **columns):
+    """Write a row for each image of a Split: its name, label (if there are any), then the columns (N, ...).
 
     A label is what it was called, or else a number. UserError if it cannot be written; what was at `path` is then
     untouched.
     """
-    columns = {"name": np.array([name.encode(errors="backslashreplace").decode() for name in split.names])}
+    first = {"name": np.array([name.encode(errors="backslashreplace").decode() for name in split.names])}
     if split.labels is not None:
-        columns["label"] = split.labels if label_names is None else np.array(label_names)[split.labels]
-    columns |= {"mean": mean, "var": var}
+        first["label"] = split.labels if label_names is None else np.array(label_names)[split.labels]
+    columns = first | columns
     with replacing(path) as beside, open(beside, "w+b") as file:
         WRITERS[path.suffix](file, columns)
 
@@ -42,7 +42,7 @@ def _npz(file, columns):
 
 
 def _csv(file, columns):
-    """A row for each image; columns of a latent each are mean_0, mean_1, ..., var_0, ..."""
+    """A column of several values for each image becomes name_0, name_1, ..."""
     fields = {}
     for name, values in columns.items():
         if values.ndim == 1:
