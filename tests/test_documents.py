@@ -55,6 +55,8 @@ NOT_RUN = {
         "python benchmarks/scaling.py"],
     "it throws a reader's changes away": ["git checkout minivae"],
     "it needs PyTorch": ["pip install torch", "python benchmarks/cpu_step.py", "python benchmarks/ranks.py"],
+    "it needs a run of that sigma, and takes long": [
+        "python run.py --sigma spectrum --steps 400", "python examples/spectrum.py RUN"],
     "it downloads SVHN": ["python run.py --data svhn --steps 50000 --lr-end 1e-3"],
 }
 ALL_NOT_RUN = [command for some in NOT_RUN.values() for command in some]
