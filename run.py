@@ -361,7 +361,6 @@ def open_model(args):
 def sample(args):
     """Draw samples.png: images of random latent codes."""
     run, vae, _ = open_model(args)
-    from minivae.density.estimates import scaled
     from minivae.images import export
     from minivae.trained import TrainedVAE
     from minivae.training import figures
@@ -382,11 +381,7 @@ def sample(args):
         name += f"-{quote(label, safe='')}"
     if count != figures.sample_count(vae) or args.seed != 0:
         name += f"-count{count}-seed{args.seed}"
-    if args.noise:
-        x_hat, draws = (scaled(model.sample(count, args.seed, noise, label)) for noise in (False, True))
-        figures.save_pairs(run / f"{name}.png", x_hat, draws, figures.GRID_COLUMNS)
-    else:
-        figures.draw_samples(run / f"{name}.png", vae, count, args.seed, number)
+    figures.draw_samples(run / f"{name}.png", vae, count, args.seed, number, args.noise)
     print_pictures(run, f"{name}.png")
 
 

@@ -27,9 +27,9 @@ from scipy.special import logsumexp
 
 from minivae.density import estimates
 from minivae.density.baselines import FullGaussian
-from minivae.density.estimates import Noise, numbered
 from minivae.images import housenumbers
 from minivae.images.data import hashes
+from minivae.noise import Noise, numbered
 from minivae.ops import HALF_RANGE, VAR_FLOOR, numpy_ops, plain
 from minivae.training import figures
 from minivae.training.evaluation import Evaluation

@@ -4,7 +4,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minivae.density import estimates, score
-from minivae.density.estimates import Model, Noise, numbered
+from minivae.density.estimates import Model
 from minivae.errors import UserError
 from minivae.images.data import hashes
 from minivae.training import figures
@@ -29,11 +29,7 @@ class TrainedVAE:
 
     def decode(self, z, labels=None):
         """x_hat, the mean of p(x|z), as images. UserError if the labels are not such as the model is given."""
-        return self._decode(z, self._numbers(labels, len(z)))
-
-    def _decode(self, z, numbers):
-        return np.concatenate([figures.to_uint8(figures.decode(self.vae, z[rows], _of(numbers, rows)))
-                               for rows in self._rows(len(z))])
+        return figures.to_uint8(figures.decode(self.vae, z, self._numbers(labels, len(z))))
 
     def sample(self, count, seed=0, noise=False, label=None):
         """Images of `count` codes that the seed draws from the prior: x_hat, or with noise=True draws of p(x|z).
@@ -41,13 +37,8 @@ class TrainedVAE:
         A model that is given labels gets this one, or else each of them for 20 images in turn. UserError if it has none
         of that name.
         """
-        z = figures.prior(self.vae, count, seed)
-        numbers = figures.sample_labels(self.vae, count, None if label is None else self.number(label))
-        if not noise:
-            return self._decode(z, numbers)
-        draws = Noise(seed, "simulated pixels", numbered(count))
-        images = [Model(self.vae, _of(numbers, rows)).simulate(z[rows], draws.of(rows)) for rows in self._rows(count)]
-        return np.concatenate([figures.to_uint8(self.vae.ops.to_host(batch)) for batch in images])
+        number = None if label is None else self.number(label)
+        return figures.to_uint8(figures.sample(self.vae, count, seed, number, noise))
 
     def score(self, images, importance=100, seed=0, labels=None):
         """A lower bound on average (IWAE) on ln p(x), (N,) nats per image, for images x in [-1, 1].
@@ -83,14 +74,10 @@ class TrainedVAE:
         if images.shape[1:] != self.vae.shape or images.dtype != np.uint8 or not len(images):
             shape = ", ".join(map(str, self.vae.shape))
             raise UserError(f"images of shape {images.shape} and type {images.dtype}; give uint8 (N, {shape})")
-        for rows in self._rows(len(images)):
-            yield rows, images[rows]
-
-    def _rows(self, count):
-        """The batches of `count` images, as slices."""
         size = self.vae.ops.IMAGES_AT_ONCE
-        starts = tqdm(range(0, count, size), unit="batch", delay=1, leave=False, disable=None)
-        return (slice(start, start + size) for start in starts)
+        for start in tqdm(range(0, len(images), size), unit="batch", delay=1, leave=False, disable=None):
+            rows = slice(start, start + size)
+            yield rows, images[rows]
 
 
 def _of(numbers, rows):

@@ -29,6 +29,7 @@ from minivae.errors import UserError, run_command
 from minivae.images import export, housenumbers
 from minivae.ops import numpy_ops
 from minivae.training import checkpoint, figures
+from minivae.training.ranks import Alone
 from minivae.training.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -586,7 +587,7 @@ def test_an_older_python_is_told_so(tmp_path):
 def test_how_to_go_on_can_be_pasted(capsys, monkeypatch, options, words):
     """On the same device, whether a run was stopped or has no checkpoint yet."""
     monkeypatch.setattr("minivae.ops.cuda_module.require_gpu", lambda precision: None)
-    command_line.operations(argparse.Namespace(command="resume", gpu=bool(words), **options))
+    command_line.operations(argparse.Namespace(command="resume", gpu=bool(words), ranks=Alone(), **options))
     run = Run(Path("my runs") / "it's", SimpleNamespace(steps=9))
     trainer = SimpleNamespace(step_count=5)
     assert command_line.finish(run, trainer, 15) == 143
@@ -594,7 +595,7 @@ def test_how_to_go_on_can_be_pasted(capsys, monkeypatch, options, words):
     assert f"{expected}\n" in capsys.readouterr().out
     with pytest.raises(UserError, match=re.escape(f"{expected} trains it")):
         checkpoint.load_model(run / "checkpoint.h5", None, run.config)
-    command_line.operations(argparse.Namespace(command="resume", gpu=False))
+    command_line.operations(argparse.Namespace(command="resume", gpu=False, ranks=Alone()))
     assert run_command("resume", "x") == "python run.py resume x"
 
 

@@ -15,6 +15,7 @@ from minivae.density import card, estimates
 from minivae.errors import UserError
 from minivae.images import stream
 from minivae.images.data import load, write_hdf5
+from minivae.noise import Noise, numbered
 from minivae.ops import cuda_module, cuda_ops, numpy_ops, plain
 from minivae.ops.cuda_module import address
 from minivae.training import checkpoint, figures
@@ -183,7 +184,7 @@ def test_draws_are_numpy_s(sigma):
     for ops in (numpy_ops, cuda_ops):
         t = trainer(ops, sigma=sigma)
         move_off(t.vae)
-        noise = estimates.Noise(0, "simulated pixels", estimates.numbered(3))
+        noise = Noise(0, "simulated pixels", numbered(3))
         found.append(ops.to_host(t.vae.draw(ops.xp.asarray(z), noise)))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-9)
 

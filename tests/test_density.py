@@ -15,10 +15,11 @@ from scipy import fft, integrate, special, stats
 
 import run as run_command
 from minivae.density import baselines, card, estimates, report, score
-from minivae.density.estimates import Model, Noise, numbered
+from minivae.density.estimates import Model
 from minivae.errors import UserError
 from minivae.images import data
 from minivae.images.data import Dataset, Split
+from minivae.noise import Noise, numbered
 from minivae.ops import cuda_ops, numpy_ops
 from minivae.training.evaluation import Evaluation
 from minivae.training.runs import Run

@@ -26,6 +26,7 @@ from minivae.density import estimates
 from minivae.gaussian import Likelihood
 from minivae.images import data
 from minivae.layers import Dense
+from minivae.noise import Noise, numbered
 from minivae.ops import plain
 from minivae.ops.geometry import Geometry
 from minivae.parameters import Parameters
@@ -331,9 +332,9 @@ def test_importance_sampling_is_exact_in_many_dimensions():
     """ln p(x) of a linear-Gaussian model of 900 values, more than a thousand nats below zero."""
     rng = np.random.default_rng(0)
     model = test_density.LinearGaussian(rng, size=900, latent=1, sigma=0.9)
-    x = model.simulate(rng.standard_normal((2, 1)), estimates.Noise(3, "simulated pixels", estimates.numbered(2)))
+    x = model.simulate(rng.standard_normal((2, 1)), Noise(3, "simulated pixels", numbered(2)))
     var = np.full((2, 1), 2 * model.covariance[0, 0])
-    noise = estimates.Noise(0, "IWAE", estimates.numbered(2))
+    noise = Noise(0, "IWAE", numbered(2))
     log_w = estimates.importance(model, x, model.posterior(x), var, 300, noise)
     np.testing.assert_allclose(estimates.log_mean_exp(log_w), model.log_p(x), atol=0.1)
 

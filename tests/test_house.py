@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "minivae").rglob("*.py"))
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-ORDER = ["errors", "unix", "files", "ops", "parameters", "adam", "layers", "conditional", "gaussian", "spectrum",
-         "sigmas", "vae", "gradcheck", "checks", "exercises", "images", "training", "density", "trained",
+ORDER = ["errors", "unix", "files", "ops", "noise", "parameters", "adam", "layers", "conditional", "gaussian",
+         "spectrum", "sigmas", "vae", "gradcheck", "checks", "exercises", "images", "training", "density", "trained",
          "__init__"]  # each may import itself and what stands before it
 
 

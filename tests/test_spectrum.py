@@ -5,7 +5,7 @@ import pytest
 from scipy.fft import dctn
 from scipy.stats import multivariate_t
 
-from minivae.density.estimates import Noise, numbered
+from minivae.noise import Noise, numbered
 from minivae.ops import HALF_RANGE, plain
 from minivae.spectrum import COLOURS, NU, bands
 from minivae.vae import VAE, Widths

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import minivae
-from minivae.density.estimates import Noise, scaled
+from minivae.density.estimates import scaled
 from minivae.errors import UserError
 from minivae.images.data import hashes
+from minivae.noise import Noise
 from minivae.ops import numpy_ops
 from minivae.trained import TrainedVAE
 from minivae.vae import VAE, Widths

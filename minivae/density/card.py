@@ -14,12 +14,13 @@ import math
 import numpy as np
 
 from minivae.density import baselines, estimates, score
-from minivae.density.estimates import Model, Noise, effective_samples, log_mean_exp, scaled
+from minivae.density.estimates import Model, effective_samples, log_mean_exp, scaled
 from minivae.density.report import Stages, draw, print_card
 from minivae.files import refuse_unwritable, write_text
 from minivae.images.data import hashes, unseen
 from minivae.images.given import test_images
 from minivae.images.stream import MEMORY_FRACTION, memory
+from minivae.noise import Noise, numbered
 from minivae.sigmas import FITTED_SIGMAS
 from minivae.training.evaluation import Evaluation
 from minivae.training.statistics import in_place
@@ -235,7 +236,7 @@ def annealed(card, model, found, names, stage):
 def simulated(card, model, stage):
     """AIS from both ends on images drawn from the model: how wrong AIS is with these settings."""
     seed = card["seed"]
-    names = estimates.numbered(card["annealed"]["rows"]["ais"]["images"])
+    names = numbered(card["annealed"]["rows"]["ais"]["images"])
     z = Noise(seed, "simulated codes", names).normal((len(names), model.vae.latent))
     x = model.simulate(z, Noise(seed, "simulated pixels", names))
     noise = Noise(seed, "simulated AIS", names)

@@ -12,14 +12,12 @@ other images.
 progress(iterable) is what a long loop goes through; it may show how far the loop has come.
 """
 
-import copy
-import hashlib
 import math
 
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from minivae.ops import HALF_RANGE, philox
+from minivae.ops import HALF_RANGE
 
 ACCEPTANCE = 0.65  # Neal, "MCMC using Hamiltonian dynamics", 2011: the best rate in high dimension
 LEAPFROG = 5  # steps of a trajectory
@@ -27,46 +25,7 @@ BLOCK = 16  # draws of z for each image that importance sampling hands to the mo
 SIGMOID = 4  # temperatures are spaced as the logistic function on [-4, 4]: arXiv 1611.04273
 FIT_STEPS = 150  # of fit_posterior
 FIT_RATE = 0.3
-PARTS = ("pixels", "ELBO", "IWAE", "naive", "AIS", "refit", "codes", "simulated codes",
-         "simulated pixels", "simulated AIS")  # what Noise is drawn for
 ACTIVE = 0.01  # variance over images above which a latent's mean is active: arXiv 1509.00519
-
-
-class Noise:
-    """Random numbers of the "density" stream for N images, whose names (bytes) tell them apart.
-
-    An image's numbers follow from the seed, its name, the part (one of PARTS, which tells uses
-    apart) and the call: each takes new numbers. The images lie along `axis` of the shape asked for.
-    """
-
-    def __init__(self, seed, part, names):
-        keys = [hashlib.sha256(b"%d %b" % (seed, name)).digest()[:8] for name in names]
-        self.keys = np.frombuffer(b"".join(keys), "<u4").reshape(-1, 2)
-        self.step = PARTS.index(part) << 32
-
-    def normal(self, shape, axis=0):
-        return self._draw(philox.normals, shape, axis)
-
-    def uniform(self, shape, axis=0):
-        """In the open interval (0, 1)."""
-        return self._draw(philox.uniforms, shape, axis)
-
-    def of(self, rows):
-        """The noise of these images alone, which begins with the numbers of this one's next call."""
-        part = copy.copy(self)
-        part.keys = self.keys[rows]
-        return part
-
-    def _draw(self, draws, shape, axis):
-        self.step += 1
-        of_one = (*shape[:axis], *shape[axis + 1 :])
-        numbers = draws(self.keys, philox.STREAMS["density"], self.step, math.prod(of_one))
-        return np.moveaxis(numbers.reshape(-1, *of_one), 0, axis)
-
-
-def numbered(count):
-    """Names for images that are known by their numbers."""
-    return [b"image %d" % number for number in range(count)]
 
 
 class Model:

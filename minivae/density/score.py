@@ -6,10 +6,11 @@ import math
 import numpy as np
 
 from minivae.density import estimates
-from minivae.density.estimates import Model, Noise, effective_samples, log_mean_exp, scaled
+from minivae.density.estimates import Model, effective_samples, log_mean_exp, scaled
 from minivae.density.report import Stages
 from minivae.errors import UserError
 from minivae.images.data import hashes
+from minivae.noise import Noise
 from minivae.training import figures
 
 DRAWS = 10  # of z for each image's ELBO

@@ -3,8 +3,10 @@
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from tqdm import tqdm
 
 from minivae.files import replacing
+from minivae.noise import Noise, numbered
 from minivae.ops import HALF_RANGE
 
 GRID_COLUMNS = 20
@@ -50,10 +52,24 @@ def limits(steps, values):
     return low - margin, high + margin
 
 
-def draw_samples(path, vae, count=None, seed=0, label=None):
-    """x_hat of `count` (default: sample_count) draws from the prior, in rows of 20, with sample_labels."""
+def draw_samples(path, vae, count=None, seed=0, label=None, draws=False):
+    """x_hat of `count` (default: sample_count) codes from the prior, in rows of 20, with sample_labels.
+
+    Below each row of x_hat stands one of draws of p(x|z), if they are asked for or sigma is fitted: x_hat alone may be
+    little of what such a model knows.
+    """
     count = count or sample_count(vae)
-    save_grid(path, decode(vae, prior(vae, count, seed), sample_labels(vae, count, label)), GRID_COLUMNS)
+    x_hat = sample(vae, count, seed, label)
+    if draws or vae.dequantized:
+        save_pairs(path, x_hat, sample(vae, count, seed, label, draws=True), GRID_COLUMNS)
+    else:
+        save_grid(path, x_hat, GRID_COLUMNS)
+
+
+def sample(vae, count, seed, label=None, draws=False):
+    """x_hat, or draws of p(x|z), of `count` codes from the prior with sample_labels."""
+    noise = Noise(seed, "simulated pixels", numbered(count)) if draws else None
+    return decode(vae, prior(vae, count, seed), sample_labels(vae, count, label), noise)
 
 
 def sample_count(vae):
@@ -132,13 +148,19 @@ def to_model(vae, images):
     return vae.ops.xp.asarray((images / HALF_RANGE - 1).astype(vae.dtype))
 
 
-def decode(vae, z, labels=None):
-    """x_hat (N, H, W, C) of the codes z (N, Z) and labels (N,) on the host; the model sees IMAGES_AT_ONCE at a time."""
+def decode(vae, z, labels=None, noise=None):
+    """x_hat (N, H, W, C) of the codes z (N, Z) and labels (N,), or with noise draws of p(x|z), on the host.
+
+    The model sees IMAGES_AT_ONCE at a time.
+    """
     images = np.empty((len(z), *vae.shape), vae.dtype)
-    for start in range(0, len(z), vae.ops.IMAGES_AT_ONCE):
+    starts = range(0, len(z), vae.ops.IMAGES_AT_ONCE)
+    for start in tqdm(starts, unit="batch", delay=1, leave=False, disable=None):
         rows = slice(start, start + vae.ops.IMAGES_AT_ONCE)
         of_rows = None if labels is None else vae.ops.xp.asarray(labels[rows], np.int32)
-        images[rows] = vae.ops.to_host(vae.decode(vae.ops.xp.asarray(z[rows].astype(vae.dtype)), of_rows))
+        codes = vae.ops.xp.asarray(z[rows].astype(vae.dtype))
+        decoded = vae.decode(codes, of_rows) if noise is None else vae.draw(codes, noise.of(rows), of_rows)
+        images[rows] = vae.ops.to_host(decoded)
     return images
 
 
