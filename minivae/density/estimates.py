@@ -28,7 +28,7 @@ SIGMOID = 4  # temperatures are spaced as the logistic function on [-4, 4]: arXi
 FIT_STEPS = 150  # of fit_posterior
 FIT_RATE = 0.3
 PARTS = ("pixels", "ELBO", "IWAE", "naive", "AIS", "refit", "codes", "simulated codes",
-         "simulated pixels", "simulated AIS")  # what Noise is drawn for
+         "simulated pixels", "simulated AIS", "labels")  # what Noise is drawn for
 ACTIVE = 0.01  # variance over images above which a latent's mean is active: arXiv 1509.00519
 
 
@@ -75,8 +75,8 @@ class Model:
     It sees the codes of one image together, and as many images as ROWS_TOGETHER allows. All pieces
     are of one size, so that an image's bits depend on nothing but its own codes.
 
-    labels (N,), for a VAE that is given labels: those of the images that the methods take, numbers
-    from 0. p(x|z) then stands for p(x|z, y).
+    labels, for a VAE that is given labels: those of the images that the methods take, numbers from
+    0; there may be more of them. p(x|z) then stands for p(x|z, y).
     """
 
     def __init__(self, vae, labels=None):
