@@ -9,7 +9,7 @@ import numpy as np
 from minivae.ops import philox
 
 PARTS = ("pixels", "ELBO", "IWAE", "naive", "AIS", "refit", "codes", "simulated codes", "simulated pixels",
-         "simulated AIS")  # what Noise is drawn for
+         "simulated AIS", "labels")  # what Noise is drawn for
 
 
 class Noise:

@@ -32,6 +32,7 @@ RUN = {  # a document's command: the same with small settings, on the copy's few
     "python benchmarks/training.py RUN ...": "python benchmarks/training.py first first",
     "python benchmarks/fluctuation.py RUN ...": "python benchmarks/fluctuation.py first",
     "python benchmarks/density.py RUN ...": "python benchmarks/density.py first",
+    "python benchmarks/labels.py RUN": "python benchmarks/labels.py labelled",
     "python benchmarks/lattice.py RUN ...": "python benchmarks/lattice.py first",
     "python examples/claims.py": "python examples/claims.py 2",
     "python benchmarks/streaming.py": "python benchmarks/streaming.py --rounds 1 --steps 1",
@@ -89,7 +90,7 @@ def test_every_command_is_run_or_has_a_reason_not_to_be():
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of the repository with a few images as its housenumbers, a folder svhn of as many, and a run, first."""
+    """A copy of the repository with a few images as its housenumbers, a folder svhn of as many, and two runs."""
     copy = tmp_path_factory.mktemp("documents") / "copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
         ".*", "*venv*", "__pycache__", "*.egg-info", "build", "runs", "*.h5", "*.mat"))
@@ -102,7 +103,9 @@ def copy(tmp_path_factory):
     for split in ("train", "test"):
         savemat(copy / "svhn" / f"{split}_32x32.mat", {"X": images, "y": np.ones((100, 1), int)})
     execute(copy, "python run.py --steps 2 --batch-size 2 --out first")
-    execute(copy, RUN["python run.py evaluate RUN"])
+    execute(copy, "python run.py --labels --steps 2 --batch-size 2 --out labelled")
+    for run in ("first", "labelled"):
+        execute(copy, RUN["python run.py evaluate RUN"].replace("first", run))
     return copy
 
 

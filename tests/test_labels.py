@@ -1,6 +1,7 @@
 """A model that is given labels: how they are numbered, which it gets at each step, what the commands say of them."""
 
 import json
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -8,11 +9,17 @@ import pytest
 from test_cli import png, refused, run
 from test_train import config
 
+from minivae.density import card
+from minivae.density import labels as density_labels
+from minivae.density.estimates import Model, scaled
 from minivae.errors import UserError
 from minivae.images import data, labels, stream
 from minivae.images.data import Dataset, Split
+from minivae.noise import Noise, numbered
 from minivae.training import checkpoint, figures, finite
 from minivae.training.evaluation import Evaluation
+from minivae.training.runs import Run
+from minivae.training.statistics import estimated
 from minivae.training.trainer import Trainer
 from minivae.vae import VAE, Widths
 
@@ -99,6 +106,18 @@ def test_a_step_s_losses_are_those_with_its_labels(both, ops):
     for truth, same in ((t.labels, True), (0 * t.labels, False)):
         rec, _ = t.build(ops).forward(t.x, t.eps, labels=truth)
         assert (rec.mean() == pytest.approx(t.history[0, 0], rel=1e-6)) == same
+
+
+def test_statistics_for_test_mode_are_those_with_the_labels(both, ops):
+    """After one step, the moments that its batch has in the model as it is now."""
+    t = trainer(both[0], ops)
+    t.step()
+    other = t.build(ops)
+    other.params.values[...] = t.vae.params.values
+    other.forward(t.x, t.eps, labels=t.labels)
+    with estimated(t):
+        found = t.vae.generator.dense.norm.moving.value
+        np.testing.assert_allclose(found, other.generator.dense.norm.moments, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -217,3 +236,91 @@ def test_mistakes_with_labels(trained, tmp_path):
     refused("reconstruct", trained / "run", "bare.npy", cwd=tmp_path, says="images of bare.npy have no labels")
     assert run("encode", trained / "run", "bare.npy", cwd=tmp_path).returncode == 0  # q(z|x) needs none
     refused("sample", "bare", "--label", "cat", cwd=tmp_path, says="cat is no label of this model, which knows none")
+
+
+SIGMA = 0.5
+
+
+@pytest.fixture
+def exact(ops):
+    """(vae, f): z does nothing and q(z|x) is the prior, so that every estimate is f(x, labels) = ln p(x|y), exactly."""
+    vae = VAE((8, 8, 1), 2, ops, widths=SMALL, sigma=SIGMA, classes=3)
+    for p in vae.params.trained:
+        if p.name in ("enc/mean/gamma", "enc/var/gamma"):
+            p.value[...] = 0
+        if p.name == "enc/var/beta":
+            p.value[...] = np.log(np.expm1(1 - 1e-5))
+        if p.name == "gen/dense/w":
+            p.value[:2] = 0
+    x_hat = vae.decode(np.zeros((3, 2), np.float32), np.arange(3, dtype=np.int32)).astype(float)
+    assert np.abs(x_hat[0] - x_hat[1]).max() > 0.1
+
+    def log_p(x, truth):
+        return -((x - x_hat[truth]) ** 2 / SIGMA**2 + np.log(2 * np.pi * SIGMA**2)).sum((1, 2, 3)) / 2
+
+    return vae, log_p
+
+
+def test_every_label_is_tried(exact, rng):
+    vae, log_p = exact
+    x = rng.uniform(-1, 1, (70, 8, 8, 1))
+    model = Model(vae)
+    frequency = np.array([0.5, 0.2, 0.3])
+    device = model.device(x)
+    joint = density_labels.log_joint(vae, device, *model.posterior(device), numbered(70), frequency, 0, iter)
+    expected = [np.log(frequency[label]) + log_p(x, np.full(70, label)) for label in range(3)]
+    np.testing.assert_allclose(joint, expected, rtol=1e-5)
+
+
+def test_images_that_a_device_sees_together_keep_their_labels(exact, rng):
+    """As on a GPU; on a CPU it sees one at a time."""
+    vae, log_p = exact
+    truth = np.arange(9) % 3
+    model = Model(vae, truth)
+    model.batch = 12  # four images with three codes each
+    x = rng.uniform(-1, 1, (9, 8, 8, 1))
+    found = model.log_likelihood(model.device(x), rng.standard_normal((3, 9, 2)))
+    np.testing.assert_allclose(found, np.tile(log_p(x, truth), (3, 1)), rtol=1e-5)
+    model.batch = 4
+    none = SimpleNamespace(normal=np.zeros, of=lambda rows: none)
+    drawn = model.simulate(np.zeros((9, 2)), none)
+    np.testing.assert_allclose(log_p(drawn, truth), -32 * np.log(2 * np.pi * SIGMA**2), rtol=1e-5)
+
+
+def test_the_card_of_a_model_with_labels(exact, rng, tmp_path, monkeypatch):
+    """Each image has its own label on every row; those of images that are left out shift no other."""
+    monkeypatch.setattr(card, "NAIVE", 4)
+    monkeypatch.setattr(card.estimates, "FIT_STEPS", 2)
+    vae, log_p = exact
+    names = ["ant", "bee", "cat"]
+    splits = [Split(rng.integers(0, 256, (n, 8, 8, 1), np.uint8), rng.integers(0, 3, n), path="d") for n in (60, 40)]
+    splits[1].images[5:9] = splits[0].images[:4]
+    found = Dataset("d", *splits, [], names)
+    run = Run(tmp_path, SimpleNamespace(seed=5, label_names=names))
+    moving = vae.params.moving_statistics.copy()
+    made = card.evaluate(run, vae, moving, found, 1, images=30, importance=2, ais_images=4, ais_chains=1, ais_steps=2,
+                         seed=0)
+
+    rows = [row for row in data.test_rows(40) if row not in range(5, 9)][:30]
+    images, truth = found.test.images[rows], found.test.labels[rows]
+    x = scaled(images, Noise(0, "pixels", list(data.hashes(images))))
+    each = log_p(x, truth)
+    nats = {part: {name: row["nats_per_image"] for name, row in made[part]["rows"].items()}
+            for part in ("bounds", "annealed", "simulated", "labels")}
+    assert [nats["bounds"]["iwae"], nats["labels"]["iwae_given"]] == pytest.approx([each.mean()] * 2, rel=1e-5)
+    assert [nats["annealed"][name] for name in ("naive", "iwae")] == pytest.approx([each[:4].mean()] * 2, rel=1e-5)
+    assert nats["annealed"]["ais"] == pytest.approx(each[:4].mean(), rel=1e-2)
+    drawn = -32 * (1 + np.log(2 * np.pi * SIGMA**2))
+    assert nats["simulated"]["ais"] == pytest.approx(drawn, abs=4 * np.sqrt(32 / 4))
+
+    frequency = np.bincount(found.train.labels) / 60
+    joint = np.stack([np.log(frequency[label]) + log_p(x, np.full(30, label)) for label in range(3)])
+    assert nats["labels"]["iwae_summed"] == pytest.approx(np.log(np.exp(joint).sum(0)).mean(), rel=1e-5)
+    figures = made["labels"]["figures"]
+    assert figures["accuracy"] == (joint.argmax(0) == truth).mean()
+    assert figures["accuracy_of_the_most_frequent_label"] == (truth == frequency.argmax()).mean()
+
+    levels = found.train.images[:30]
+    x = scaled(levels, Noise(0, "pixels", list(data.hashes(levels))))
+    error = -2 * SIGMA**2 * (log_p(x, found.train.labels[:30]) / 64 + np.log(2 * np.pi * SIGMA**2) / 2)
+    assert made["refitted_sigma"] == pytest.approx(np.sqrt(error.mean()), rel=1e-5)

@@ -1,6 +1,6 @@
 """The density card of a run: every estimate of ln p(x) on its test images, kept in density.json.
 
-    bounds, annealed, simulated, latents, reference_protocol:
+    bounds, annealed, simulated, latents, reference_protocol, and labels where the model is given them:
         {"rows": {id: row}, "figures": {id: number}}
 
 A row says what it is: exact, a lower bound, a lower bound on average (its average over the noise is
@@ -12,13 +12,15 @@ import json
 import math
 
 import numpy as np
+from scipy.special import logsumexp
 
-from minivae.density import baselines, estimates, score
+from minivae.density import baselines, estimates, labels, score
 from minivae.density.estimates import Model, effective_samples, log_mean_exp, scaled
 from minivae.density.report import Stages, draw, print_card
 from minivae.files import refuse_unwritable, write_text
 from minivae.images.data import hashes, unseen
 from minivae.images.given import test_images
+from minivae.images.labels import places
 from minivae.images.stream import MEMORY_FRACTION, memory
 from minivae.noise import Noise, numbered
 from minivae.sigmas import FITTED_SIGMAS
@@ -41,6 +43,8 @@ ROWS = {  # id: its label, in which the card's own settings are filled in, and w
     "naive": ("naive Monte Carlo, {naive_draws} draws", AVERAGE),
     "elbo": ("ELBO, {elbo_draws} draws", BOUND),
     "iwae": ("IWAE-{importance}", AVERAGE),
+    "iwae_given": ("IWAE-{label_draws}, the label given", AVERAGE),
+    "iwae_summed": ("IWAE-{label_draws}, the label summed out", AVERAGE),
     "elbo_levels": ("ELBO of the grey levels themselves", BOUND),
     "elbo_moving": ("ELBO with moving statistics", BOUND),
     "elbo_refitted": ("ELBO, sigma refitted: {refitted_sigma:.4f}", BOUND),
@@ -63,8 +67,12 @@ def evaluate(run, vae, moving, dataset, step, **settings):
     train = dataset.train.images
     every = test_images(dataset)
     kept = unseen(every.images, train)
-    test = every.images[kept]
     left_out = sorted(set(range(len(every.images))) - set(kept))
+    split = every.take(kept)
+    test = split.images
+    known = run.config.label_names
+    model = Model(vae, places(split, dataset.label_names, known))
+    of_train = Model(vae, places(dataset.train, dataset.label_names, known))
     sigma = vae.sigma
     card = {
         "run": str(run.folder), "step": step, "sigma": sigma, "sigma_value": sigma_value(vae),
@@ -72,19 +80,20 @@ def evaluate(run, vae, moving, dataset, step, **settings):
         "test": {"images": len(dataset.test.images), "sha256": dataset.test.sha256},
         "left_out": [every.names[row] for row in left_out],
         "dimensions": math.prod(test.shape[1:]), **settings,
-        "elbo_draws": score.DRAWS, "naive_draws": NAIVE, "notes": [],
+        "elbo_draws": score.DRAWS, "naive_draws": NAIVE, "label_draws": labels.DRAWS, "notes": [],
     }
-    model = Model(vae)
-    stage = Stages(18 + (sigma not in FITTED_SIGMAS))
+    stage = Stages(18 + (sigma not in FITTED_SIGMAS) + (len(known) > 0))
     stage("loss by the reference's protocol")
     with in_place(vae, moving):
-        rec, kl = Evaluation(vae, test, run.config.seed).losses()
+        rec, kl = Evaluation(vae, test, run.config.seed, model.labels).losses()
     figures = {"loss": rec + kl, "rec": rec, "KL": kl}
     card["reference_protocol"] = {"images": len(test), **section(card, {}, figures)}
     test = test[: card["images"]]
     names = list(hashes(test))
-    found = bounds(card, model, moving, test, names, train, stage)
+    found = bounds(card, model, of_train, moving, test, names, train, stage)
     latents(card, found["mean"], found["var"], names)
+    if known:
+        without_label(card, model, of_train, found, names, stage)
     annealed(card, model, found, names, stage)
     simulated(card, model, stage)
     stage("the card")
@@ -117,7 +126,7 @@ def section(card, nats, figures):
     return {"rows": rows, "figures": known}
 
 
-def bounds(card, model, moving, test, names, train, stage):
+def bounds(card, model, of_train, moving, test, names, train, stage):
     """Baselines, ELBO and importance-weighted bound on all test images: what score.bounds found,
 
     and with it `baselines`, {id: nats (N,)}.
@@ -134,7 +143,7 @@ def bounds(card, model, moving, test, names, train, stage):
         nats["elbo_moving"] = elbo(found["x"], "ELBO, moving statistics")
     found["baselines"] = without_network(card, found["pixels"], train, stage)
     if card["sigma"] not in FITTED_SIGMAS:
-        nats["elbo_refitted"] = refitted(card, model, train[: card["images"]], found["elbo"] + found["kl"],
+        nats["elbo_refitted"] = refitted(card, of_train, train[: card["images"]], found["elbo"] + found["kl"],
                                          stage("refit of sigma")) - found["kl"]
     kl = found["kl"].mean()
     card["bounds"] = section(card, nats | found["baselines"], {
@@ -206,6 +215,21 @@ def latents(card, mean, var, names):
         card["notes"].append(
             f"warning: the posterior has collapsed{part}: q(z|x) ignores the image in "
             f"{np.count_nonzero(~active)} of {len(active)} latents")
+
+
+def without_label(card, model, of_train, found, names, stage):
+    """What is left of it where the model is not told an image's label: ln p(x), and whether the likeliest is right."""
+    frequency = np.bincount(of_train.labels) / len(of_train.labels)
+    joint = labels.log_joint(model.vae, found["x"], found["mean"], found["var"], names, frequency, card["seed"],
+                             stage("IWAE with each label"))
+    truth = model.labels[: len(names)]
+    given = joint[truth, np.arange(len(truth))] - np.log(frequency[truth])
+    right = joint.argmax(0) == truth
+    card["labels"] = section(card, {"iwae_given": given, "iwae_summed": logsumexp(joint, 0)}, {
+        "accuracy": right.mean(), "accuracy_standard_error": estimates.standard_error(right),
+        "accuracy_of_the_most_frequent_label": (truth == frequency.argmax()).mean()})
+    card["notes"].append("the model is given each image's label: but for the label summed out, its rows are of "
+                         "ln p(x|y), and the densities without a network of ln p(x)")
 
 
 def annealed(card, model, found, names, stage):

@@ -34,8 +34,8 @@ class Model:
     It sees the codes of one image together, and as many images as ROWS_TOGETHER allows. All pieces
     are of one size, so that an image's bits depend on nothing but its own codes.
 
-    labels (N,), for a VAE that is given labels: those of the images that the methods take, numbers
-    from 0. p(x|z) then stands for p(x|z, y).
+    labels, for a VAE that is given labels: those of the images that the methods take, numbers from
+    0; there may be more of them. p(x|z) then stands for p(x|z, y).
     """
 
     def __init__(self, vae, labels=None):

@@ -58,6 +58,8 @@ def print_card(card):
           "cases, not in 95 %.")
     print_section(card["bounds"], f"{images} test images")
     print_section(card["annealed"], f"the first {few} of them")
+    if "labels" in card:
+        print_section(card["labels"], f"{images} test images, with each label tried")
     print_section(card["simulated"], f"{few} images simulated from the model: AIS from both ends")
     print_section(card["latents"], "latents")
     print("  KL(q(z|x) || p(z)) of each:", *(f"{kl:.2f}" for kl in card["latents"]["kl"]))
