@@ -143,6 +143,7 @@ def _divide_machine(comm):
 def end_all(status):
     """End all ranks with this exit status."""
     if "mpi4py.MPI" in sys.modules:
+        time.sleep(0.5)  # mpirun may drop what was printed just before
         sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(status)
 
 
@@ -155,4 +156,4 @@ def let_rank_0_speak_first():
     """Wait on another rank: what goes wrong there often does so on rank 0 too, which says it and ends all."""
     rank = rank_of_launch()
     if rank:
-        time.sleep(1 + rank / 10)
+        time.sleep(2 + rank / 10)
