@@ -491,7 +491,7 @@ def evaluate(args):
     from minivae.density import card
 
     run, vae, (step, moving) = open_model(args)
-    card.evaluate(run, vae, moving, matching_data(run, args), step, **density_settings(args), seed=args.seed)
+    card.evaluate(run, vae, moving, matching_data(run, args), step, args.ranks, **density_settings(args), seed=args.seed)
     print_pictures(run, "density.png", "density.json")
 
 

@@ -1,4 +1,4 @@
-"""What each rank does in test_ranks.py, under mpirun: python tests/ranks_worker.py TASK FILE; rank 0 writes FILE."""
+"""What each rank does in test_ranks.py, under mpirun: ranks_worker.py FILE TASK CASE ...; rank 0 writes FILE."""
 
 import ctypes
 import os
@@ -44,14 +44,14 @@ def trace(t):
         return found | {"estimated": t.ops.to_host(t.vae.params.moving_statistics).copy()}
 
 
-def cases(world):
-    return {f"{case}: {name}": array for case, changes in CASES.items()
-            for name, array in trace(trainer(world, **changes)).items()}
+def cases(world, some):
+    return {f"{case}: {name}": array for case in some
+            for name, array in trace(trainer(world, **CASES[case])).items()}
 
 
-def on_host():
-    """Every case; the first one twice alike; all on every rank alike."""
-    found = cases(world)
+def on_host(*some):
+    """These cases; the first one twice alike; all on every rank alike."""
+    found = cases(world, some)
     for name, array in trace(trainer(world)).items():
         np.testing.assert_array_equal(array, found[f"sample: {name}"], name)
     for name, array in found.items():
@@ -104,6 +104,7 @@ def on_device():
 
 
 if __name__ == "__main__":
-    found = {"on_host": on_host, "on_device": on_device}[sys.argv[1]]()
+    file, task, *some = sys.argv[1:]
+    found = globals()[task](*some)
     if world.rank == 0:
-        np.savez(sys.argv[2], **found)
+        np.savez(file, **found)

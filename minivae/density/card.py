@@ -22,6 +22,7 @@ from minivae.images.given import test_images
 from minivae.images.stream import MEMORY_FRACTION, memory
 from minivae.sigmas import FITTED_SIGMAS
 from minivae.training.evaluation import Evaluation
+from minivae.training.ranks import Alone
 from minivae.training.statistics import in_place
 
 NAIVE = 1000  # draws of z for naive Monte Carlo
@@ -49,14 +50,14 @@ ROWS = {  # id: its label, in which the card's own settings are filled in, and w
 }
 
 
-def evaluate(run, vae, moving, dataset, step, **settings):
+def evaluate(run, vae, moving, dataset, step, ranks=Alone(), **settings):
     """Print the card of `vae` after `step` steps, write it into the run directory, and return it.
 
     vae has re-estimated statistics; moving: training's own. settings: images, how many test images,
     in the order of test_images, without copies and those that occur in the training set;
     importance, draws of z for IWAE; ais_images, how many of the images AIS sees; ais_chains for
-    each, of ais_steps temperatures; seed. UserError if no test image is left, or if the run
-    directory cannot be written.
+    each, of ais_steps temperatures; seed. Of several ranks, which share the work, rank 0 alone
+    writes. UserError if no test image is left, or if the run directory cannot be written.
     """
     refuse_unwritable(run.folder)
     train = dataset.train.images
@@ -73,7 +74,7 @@ def evaluate(run, vae, moving, dataset, step, **settings):
         "dimensions": math.prod(test.shape[1:]), **settings,
         "elbo_draws": score.DRAWS, "naive_draws": NAIVE, "notes": [],
     }
-    model = Model(vae)
+    model = Model(vae, ranks=ranks)
     stage = Stages(18 + (sigma not in FITTED_SIGMAS))
     stage("loss by the reference's protocol")
     with in_place(vae, moving):
@@ -88,8 +89,9 @@ def evaluate(run, vae, moving, dataset, step, **settings):
     simulated(card, model, stage)
     stage("the card")
     print_card(card)
-    draw(run / "density.png", card)
-    write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
+    if ranks.rank == 0:
+        draw(run / "density.png", card)
+        write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
     return card
 
 
