@@ -132,6 +132,11 @@ def test_every_figure_of_the_card_is_that_of_one_process(digits):
     found = done(*2 * [[RUN, *evaluate]], cwd=digits)
     assert found.returncode == 0 and found.stdout.count("density.json") == 1, found.stderr
     assert (digits / "run" / "density.json").read_bytes() == alone
+    score = ["score", "run", "digits.npz", "--importance", 2]
+    assert process(*score, "--out", "alone.csv", cwd=digits).returncode == 0
+    found = done(*2 * [[RUN, *score, "--out", "shared.csv"]], cwd=digits)
+    assert found.returncode == 0 and found.stdout.count("shared.csv") == 1, found.stderr
+    assert (digits / "shared.csv").read_bytes() == (digits / "alone.csv").read_bytes()
 
 
 @under_mpirun
