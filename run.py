@@ -472,7 +472,10 @@ def score(args):
     settings = density_settings(args) | {"seed": 0} | {name: card[name] for name in score.SETTINGS if name in card}
     if "importance" in args:
         settings["importance"] = args.importance
-    columns = score.score(vae, split.images, given, settings, args.ais, card.get("bounds", {}).get("elbo_each"))
+    test_elbo = card.get("bounds", {}).get("elbo_each")
+    columns = score.score(vae, split.images, given, settings, args.ais, test_elbo, args.ranks)
+    if args.ranks.rank:  # the first writes
+        return
     table.write(file, split, label_names, **columns)
     picture = run / named_after(args.path, "scores.png")
     score.draw(picture, vae, split.images, given, columns)
@@ -486,7 +489,8 @@ def evaluate(args):
     from minivae.density import card
 
     run, vae, (step, moving) = open_model(args)
-    card.evaluate(run, vae, moving, matching_data(run, args), step, **density_settings(args), seed=args.seed)
+    dataset = matching_data(run, args)
+    card.evaluate(run, vae, moving, dataset, step, args.ranks, **density_settings(args), seed=args.seed)
     print_pictures(run, "density.png", "density.json")
 
 
@@ -508,7 +512,7 @@ COMMANDS = {f.__name__: f for f in (train, resume, sample, reconstruct, interpol
 OF_A_RUN = COMMANDS.keys() - {"train", "gradcheck"}
 OF_DATA = OF_A_RUN - {"sample"}
 OF_IMAGES = {"reconstruct", "interpolate", "traverse", "encode", "score"}
-ON_RANKS = {"train", "resume"}
+ON_RANKS = {"train", "resume", "score", "evaluate"}
 
 
 def main(argv):

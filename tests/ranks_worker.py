@@ -1,4 +1,4 @@
-"""What each rank does in test_ranks.py, under mpirun: python tests/ranks_worker.py TASK FILE; rank 0 writes FILE."""
+"""What each rank does in test_ranks.py, under mpirun: ranks_worker.py FILE TASK CASE ...; rank 0 writes FILE."""
 
 import ctypes
 import os
@@ -15,15 +15,18 @@ from test_train import config, dataset  # noqa: E402
 
 from minivae.ops import cuda_module, cuda_ops, nccl, numpy_ops  # noqa: E402
 from minivae.sigmas import FITTED_SIGMAS  # noqa: E402
+from minivae.training.statistics import estimated  # noqa: E402
 from minivae.training.trainer import Trainer  # noqa: E402
 from minivae.vae import Widths  # noqa: E402
 
 STEPS = 5
-CASES = {"sample": {}, "analytic": {"kl": "analytic"}} | {sigma: {"sigma": sigma} for sigma in FITTED_SIGMAS}
+CASES = {"sample": {}, "analytic": {"kl": "analytic"}, "labels": {"label_names": ["ant", "bee", "cat"]}}
+CASES |= {sigma: {"sigma": sigma} for sigma in FITTED_SIGMAS}
 
 
 def trainer(world, ops=numpy_ops, dtype=np.float64, **changes):
-    t = Trainer(config(**changes), dataset().train.images, ops, dtype, Widths((4, 5, 6), 7, (8, 6, 5)), world)
+    labels = np.arange(100, dtype=np.int32) % 3 if changes.get("label_names") else None
+    t = Trainer(config(**changes), dataset().train.images, ops, dtype, Widths((4, 5, 6), 7, (8, 6, 5)), labels, world)
     move_off(t.vae)
     return t
 
@@ -36,17 +39,19 @@ def trace(t):
         losses.append(t.ops.to_host(t.history)[step % 4].copy())
     arrays = {"values": t.vae.params.values, "grads": t.vae.params.grads, "moving": t.vae.params.moving_statistics,
               "m": t.adam.m, "v": t.adam.v, "history": t.history}
-    return {"losses": np.array(losses)} | {name: t.ops.to_host(array) for name, array in arrays.items()}
+    found = {"losses": np.array(losses)} | {name: t.ops.to_host(array).copy() for name, array in arrays.items()}
+    with estimated(t):
+        return found | {"estimated": t.ops.to_host(t.vae.params.moving_statistics).copy()}
 
 
-def cases(world):
-    return {f"{case}: {name}": array for case, changes in CASES.items()
-            for name, array in trace(trainer(world, **changes)).items()}
+def cases(world, some):
+    return {f"{case}: {name}": array for case in some
+            for name, array in trace(trainer(world, **CASES[case])).items()}
 
 
-def on_host():
-    """Every case; the first one twice alike; all on every rank alike."""
-    found = cases(world)
+def on_host(*some):
+    """These cases; the first one twice alike; all on every rank alike."""
+    found = cases(world, some)
     for name, array in trace(trainer(world)).items():
         np.testing.assert_array_equal(array, found[f"sample: {name}"], name)
     for name, array in found.items():
@@ -99,6 +104,7 @@ def on_device():
 
 
 if __name__ == "__main__":
-    found = {"on_host": on_host, "on_device": on_device}[sys.argv[1]]()
+    file, task, *some = sys.argv[1:]
+    found = globals()[task](*some)
     if world.rank == 0:
-        np.savez(sys.argv[2], **found)
+        np.savez(file, **found)

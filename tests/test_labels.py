@@ -267,7 +267,7 @@ def test_every_label_is_tried(exact, rng):
     model = Model(vae)
     frequency = np.array([0.5, 0.2, 0.3])
     device = model.device(x)
-    joint = density_labels.log_joint(vae, device, *model.posterior(device), numbered(70), frequency, 0, iter)
+    joint = density_labels.log_joint(model, device, *model.posterior(device), numbered(70), frequency, 0, iter)
     expected = [np.log(frequency[label]) + log_p(x, np.full(70, label)) for label in range(3)]
     np.testing.assert_allclose(joint, expected, rtol=1e-5)
 

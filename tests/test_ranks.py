@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks_worker import cases
+from ranks_worker import CASES, cases
 from test_cli import process
 from test_reliability import check_rows, saved_step, wait_for
 from test_train import config
@@ -52,7 +52,7 @@ def done(*commands, cwd):
 
 def ended(process):
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()  # ranks that wait for each other for ever, with it
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -74,7 +74,7 @@ def digits(tmp_path):
 
 @pytest.fixture(scope="module")
 def by_one():
-    return cases(Alone())
+    return cases(Alone(), CASES)
 
 
 def compare(path, expected, tolerance):
@@ -86,19 +86,20 @@ def compare(path, expected, tolerance):
 
 
 @under_mpirun
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_the_run_is_that_of_one_process(tmp_path, by_one, ranks):
+@pytest.mark.parametrize("ranks, some", [(1, ["sample"]), (2, CASES), (3, ["sample", "spectrum"])],
+                         ids=["one", "two", "three"])
+def test_the_run_is_that_of_one_process(tmp_path, by_one, ranks, some):
     """Batches of 16, which three ranks cannot divide evenly. The bits are those of a second run, and of every rank."""
-    found = done(*ranks * [[WORKER, "on_host", tmp_path / "found.npz"]], cwd=tmp_path)
+    found = done(*ranks * [[WORKER, tmp_path / "found.npz", "on_host", *some]], cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     found = compare(tmp_path / "found.npz", by_one, 1e-10)
-    assert by_one.keys() <= found.keys()
+    assert {f"{case}: losses" for case in some} <= found.keys()
     assert found["gpu"] == "0" and int(found["threads"]) == max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 @under_mpirun
 def test_kernels_and_the_stand_in_of_nccl(tmp_path, by_one):
-    found = done(*2 * [[WORKER, "on_device", tmp_path / "found.npz"]], cwd=tmp_path)
+    found = done(*2 * [[WORKER, tmp_path / "found.npz", "on_device"]], cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "sample: losses" in compare(tmp_path / "found.npz", by_one, 1e-9)
 
@@ -117,6 +118,25 @@ def test_a_checkpoint_of_three_ranks_goes_on_on_one_and_back(digits):
     together, alone = (Run.open(digits / folder).metrics() for folder in ("run", "alone"))
     for mine, theirs in zip(together, alone, strict=True):
         assert mine["step"] == theirs["step"] and mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+
+
+@under_mpirun
+def test_every_figure_of_the_card_is_that_of_one_process(digits):
+    """Two ranks share three images and, for AIS, one."""
+    assert process("--data", "digits.npz", *TINY, "--steps", 2, cwd=digits).returncode == 0
+    settings = {"--images": 3, "--importance": 2, "--ais-images": 1, "--ais-chains": 2, "--ais-steps": 2}
+    evaluate = ["evaluate", "run", *(word for setting in settings.items() for word in setting)]
+    assert process(*evaluate, cwd=digits).returncode == 0
+    alone = (digits / "run" / "density.json").read_bytes()
+    (digits / "run" / "density.json").unlink()
+    found = done(*2 * [[RUN, *evaluate]], cwd=digits)
+    assert found.returncode == 0 and found.stdout.count("density.json") == 1, found.stderr
+    assert (digits / "run" / "density.json").read_bytes() == alone
+    score = ["score", "run", "digits.npz", "--importance", 2]
+    assert process(*score, "--out", "alone.csv", cwd=digits).returncode == 0
+    found = done(*2 * [[RUN, *score, "--out", "shared.csv"]], cwd=digits)
+    assert found.returncode == 0 and found.stdout.count("shared.csv") == 1, found.stderr
+    assert (digits / "shared.csv").read_bytes() == (digits / "alone.csv").read_bytes()
 
 
 @under_mpirun

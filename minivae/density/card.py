@@ -25,6 +25,7 @@ from minivae.images.stream import MEMORY_FRACTION, memory
 from minivae.noise import Noise, numbered
 from minivae.sigmas import FITTED_SIGMAS
 from minivae.training.evaluation import Evaluation
+from minivae.training.ranks import Alone
 from minivae.training.statistics import in_place
 
 NAIVE = 1000  # draws of z for naive Monte Carlo
@@ -54,14 +55,14 @@ ROWS = {  # id: its label, in which the card's own settings are filled in, and w
 }
 
 
-def evaluate(run, vae, moving, dataset, step, **settings):
+def evaluate(run, vae, moving, dataset, step, ranks=Alone(), **settings):
     """Print the card of `vae` after `step` steps, write it into the run directory, and return it.
 
     vae has re-estimated statistics; moving: training's own. settings: images, how many test images,
     in the order of test_images, without copies and those that occur in the training set;
     importance, draws of z for IWAE; ais_images, how many of the images AIS sees; ais_chains for
-    each, of ais_steps temperatures; seed. UserError if no test image is left, or if the run
-    directory cannot be written.
+    each, of ais_steps temperatures; seed. Of several ranks, which share the work, rank 0 alone
+    writes. UserError if no test image is left, or if the run directory cannot be written.
     """
     refuse_unwritable(run.folder)
     train = dataset.train.images
@@ -71,8 +72,8 @@ def evaluate(run, vae, moving, dataset, step, **settings):
     split = every.take(kept)
     test = split.images
     known = run.config.label_names
-    model = Model(vae, places(split, dataset.label_names, known))
-    of_train = Model(vae, places(dataset.train, dataset.label_names, known))
+    model = Model(vae, places(split, dataset.label_names, known), ranks)
+    of_train = Model(vae, places(dataset.train, dataset.label_names, known), ranks)
     sigma = vae.sigma
     card = {
         "run": str(run.folder), "step": step, "sigma": sigma, "sigma_value": sigma_value(vae),
@@ -98,8 +99,9 @@ def evaluate(run, vae, moving, dataset, step, **settings):
     simulated(card, model, stage)
     stage("the card")
     print_card(card)
-    draw(run / "density.png", card)
-    write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
+    if ranks.rank == 0:
+        draw(run / "density.png", card)
+        write_text(run / "density.json", json.dumps(card, indent=2) + "\n")
     return card
 
 
@@ -220,7 +222,7 @@ def latents(card, mean, var, names):
 def without_label(card, model, of_train, found, names, stage):
     """What is left of it where the model is not told an image's label: ln p(x), and whether the likeliest is right."""
     frequency = np.bincount(of_train.labels) / len(of_train.labels)
-    joint = labels.log_joint(model.vae, found["x"], found["mean"], found["var"], names, frequency, card["seed"],
+    joint = labels.log_joint(model, found["x"], found["mean"], found["var"], names, frequency, card["seed"],
                              stage("IWAE with each label"))
     truth = model.labels[: len(names)]
     given = joint[truth, np.arange(len(truth))] - np.log(frequency[truth])

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.special import logsumexp, softmax
 
 from minivae.ops import HALF_RANGE
+from minivae.training.ranks import Alone
 
 ACCEPTANCE = 0.65  # Neal, "MCMC using Hamiltonian dynamics", 2011: the best rate in high dimension
 LEAPFROG = 5  # steps of a trajectory
@@ -35,10 +36,12 @@ class Model:
     are of one size, so that an image's bits depend on nothing but its own codes.
 
     labels, for a VAE that is given labels: those of the images that the methods take, numbers from
-    0; there may be more of them. p(x|z) then stands for p(x|z, y).
+    0; there may be more of them. p(x|z) then stands for p(x|z, y). Several ranks all ask for the
+    same, and share the pieces.
     """
 
-    def __init__(self, vae, labels=None):
+    def __init__(self, vae, labels=None, ranks=Alone()):
+        self.ranks = ranks
         self.vae = vae
         self.labels = labels
         self.batch = vae.ops.ROWS_TOGETHER
@@ -95,10 +98,11 @@ class Model:
         """
         size = max(1, self.batch // k)
         found = []
-        for start in progress(range(0, n, size)):
+        for start in progress(self.ranks.deal(range(0, n, size))):
             arrays = function(np.arange(start, start + size) % n)
             found.append([self.vae.ops.to_host(a).astype(np.float64).reshape(k, size, *a.shape[1:])
                           for a in arrays])
+        found = self.ranks.collect(found)
         return [np.concatenate(parts, 1)[:, :n] for parts in zip(*found, strict=True)]
 
 

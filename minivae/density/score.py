@@ -12,6 +12,7 @@ from minivae.errors import UserError
 from minivae.images.data import hashes
 from minivae.noise import Noise
 from minivae.training import figures
+from minivae.training.ranks import Alone
 
 DRAWS = 10  # of z for each image's ELBO
 BLOCK = 1000  # images at a time
@@ -71,17 +72,20 @@ def known_card(run, step):
                         "again with evaluate") from e
 
 
-def score(vae, images, labels, settings, ais, test_elbo):
+def score(vae, images, labels, settings, ais, test_elbo, ranks=Alone()):
     """{column: (N,)}, with a row for each of images (N, H, W, C) uint8: see docs/density.md.
 
     labels (N,), for a VAE that is given them. settings: SETTINGS. ais: whether to anneal as well.
     test_elbo: of the run's test images, among which the ELBO has its rank; None if it is not known.
+    ranks: the processes that share the work.
     """
     blocks = range(0, len(images), BLOCK)
     stage = Stages(len(blocks) * (5 if ais else 2))
-    parts = [_block(vae, images[start : start + BLOCK],
-                    None if labels is None else labels[start : start + BLOCK], settings, ais, stage)
-             for start in blocks]
+    parts = []
+    for start in blocks:
+        rows = slice(start, start + BLOCK)
+        model = Model(vae, None if labels is None else labels[rows], ranks)
+        parts.append(_block(model, images[rows], settings, ais, stage))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     best = columns["ais" if ais else "iwae"]
     columns["bits_per_dim"] = estimates.bits_per_dim(best, math.prod(images.shape[1:]))
@@ -90,8 +94,7 @@ def score(vae, images, labels, settings, ais, test_elbo):
     return columns
 
 
-def _block(vae, images, labels, settings, ais, stage):
-    model = Model(vae, labels)
+def _block(model, images, settings, ais, stage):
     names = list(hashes(images))
     found = bounds(model, images, names, settings, stage)
     constant = images[0].size / 2 * math.log(2 * math.pi)  # which rec is without, here as elsewhere

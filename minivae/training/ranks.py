@@ -1,7 +1,7 @@
 """The processes that mpirun starts for one run, called ranks: who one is, and what all of them do together.
 
-Whatever goes from rank to rank does so in all_reduce, broadcast and barrier, in one order on all ranks. MPI carries
-arrays of the host, by mpi4py, and NCCL those of GPUs (ops/nccl.py). Without mpirun neither is imported.
+Whatever they do together, they do in the same order. MPI carries what is on the host, by mpi4py, and NCCL the arrays of
+GPUs (ops/nccl.py). Without mpirun neither is imported.
 """
 
 import contextlib
@@ -51,6 +51,14 @@ class Alone:
         """The largest of all ranks' numbers."""
         return number
 
+    def deal(self, items):
+        """Those of the items that this rank has to work on."""
+        return items
+
+    def collect(self, results):
+        """The results for all items that were dealt, from each rank's list of its own."""
+        return results
+
     @contextlib.contextmanager
     def rank_0_first(self):
         """A block that rank 0 has done when the others begin it."""
@@ -98,6 +106,13 @@ class Ranks(Alone):
     def largest(self, number):
         return max(self.comm.allgather(number))
 
+    def deal(self, items):
+        return items[self.rank :: self.size]
+
+    def collect(self, results):
+        lists = self.comm.allgather(results)
+        return [lists[i % self.size][i // self.size] for i in range(sum(map(len, lists)))]
+
 
 class GPURanks(Ranks):
     """The same for arrays on GPUs, one for each rank."""
@@ -143,6 +158,7 @@ def _divide_machine(comm):
 def end_all(status):
     """End all ranks with this exit status."""
     if "mpi4py.MPI" in sys.modules:
+        time.sleep(0.5)  # mpirun may drop what was printed just before
         sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(status)
 
 
@@ -155,4 +171,4 @@ def let_rank_0_speak_first():
     """Wait on another rank: what goes wrong there often does so on rank 0 too, which says it and ends all."""
     rank = rank_of_launch()
     if rank:
-        time.sleep(1 + rank / 10)
+        time.sleep(2 + rank / 10)
