@@ -41,8 +41,8 @@ DENSITY = {  # settings of evaluate: numbers of what, on a CPU, on a GPU
     "images": ("test images whose ln p(x) is bounded", 1000, 1000),
     "importance": ("importance samples for each image", 100, 1000),
     "ais_images": ("test images for annealed importance sampling", 16, 64),
-    "ais_chains": ("annealing chains for each image", 4, 16),
-    "ais_steps": ("temperatures of an annealing chain", 50, 1000),
+    "ais_chains": ("annealing chains for each image", 8, 16),
+    "ais_steps": ("temperatures of an annealing chain", 30, 1000),
 }
 
 
