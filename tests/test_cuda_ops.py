@@ -298,11 +298,12 @@ def test_normal(agree, new, seed, stream, t, count):
 
 
 @pytest.mark.parametrize("seed, stream, t", [(0, 5, 0), (2**64 - 1, 6, 2**40 + 5)])
-def test_dequantize(agree, draw, dtype, seed, stream, t):
-    """The same bits as NumPy's in the same dtype."""
+@pytest.mark.parametrize("first", [0, 5 * 8 * 24 * 3])
+def test_dequantize(agree, draw, dtype, seed, stream, t, first):
+    """The same bits as NumPy's in the same dtype, for a whole batch and for a shard from its sixth image on."""
     x = draw(3, 8, 24, 3)
-    *_, found = agree("dequantize", seed, stream, np.array([t]), x)
-    plain.dequantize(seed, stream, np.array([t]), x)
+    *_, found = agree("dequantize", seed, stream, np.array([t]), x, first)
+    plain.dequantize(seed, stream, np.array([t]), x, first)
     np.testing.assert_array_equal(found, x)
 
 

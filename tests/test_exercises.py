@@ -1,6 +1,7 @@
 """`gradcheck --with FILE`: what it says to solutions of docs/exercises.md; right ones call the definition's own."""
 
 import inspect
+import re
 
 import pytest
 
@@ -57,7 +58,7 @@ def told(tmp_path, few_checks, capsys):
 
 def solution(name, fault="pass"):
     """The text of a file whose function `name` does what the definition's does, and then what `fault` says."""
-    arguments = str(inspect.signature(getattr(plain, name)))
+    arguments = re.sub(r"<function (\w+) at \w+>", r"plain.\1", str(inspect.signature(getattr(plain, name))))
     names = ", ".join(inspect.signature(getattr(plain, name)).parameters)
     return (f"from minivae.ops import plain\n\n\ndef {name}{arguments}:\n    result = plain.{name}({names})\n"
             f"    {fault}\n    return result\n")

@@ -143,9 +143,9 @@ def tanh_gaussian_pixel(a, b, x, scale, x_hat, rec, da, db):
     GAUSSIAN.launch("tanh_gaussian_pixel", x.dtype, blocks, block, a, b, x, float(scale), *tiling, x_hat, rec, da, db)
 
 
-def dequantize(seed, stream, t, x):
-    STEP.launch("dequantize", x.dtype, _blocks(-(-x.size // 4)), THREADS, np.uint64(seed), np.uint32(stream), t, x.size,
-                x)
+def dequantize(seed, stream, t, x, first=0):
+    STEP.launch("dequantize", x.dtype, _blocks(-(-x.size // 4)), THREADS, np.uint64(seed), np.uint32(stream), t, first,
+                x.size, x)
 
 
 def _blocks(threads):

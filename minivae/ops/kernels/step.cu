@@ -57,14 +57,14 @@ __global__ void take_labels(const int* table, const long long* t, int window, in
   if (n < images) labels[n] = table[t[0] % window * images + n];
 }
 
-//   plain: noise = philox.uniforms(seed, stream, t[0], x.size).reshape(x.shape) - 0.5
+//   plain: noise = philox.uniforms(seed, stream, t[0], x.size, first).reshape(x.shape) - 0.5
 //   plain: x += noise / HALF_RANGE
 // A thread takes the four values of one counter, in double as NumPy does, so that they have the same bits. `count` is a
-// multiple of 4, as in gather.
-__global__ void dequantize(unsigned long long seed, unsigned stream, const long long* t, int count, T* x) {
+// multiple of 4, as in gather, and so is `first`.
+__global__ void dequantize(unsigned long long seed, unsigned stream, const long long* t, int first, int count, T* x) {
   const int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
   if (i >= count) return;
-  const uint4 w = random_words(seed, stream, t[0], i);
+  const uint4 w = random_words(seed, stream, t[0], first + i);
   const unsigned words[4] = {w.x, w.y, w.z, w.w};
   Vec<4> v = load<4>(x + i);
   for (int k = 0; k < 4; ++k) v.at[k] = v.at[k] + ((words[k] + 0.5) / 4294967296.0 - 0.5) / (double)HALF_RANGE;
