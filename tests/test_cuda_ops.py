@@ -302,7 +302,7 @@ def test_normal(agree, new, seed, stream, t, count):
 def test_dequantize(agree, draw, dtype, seed, stream, t, first):
     """The same bits as NumPy's in the same dtype, for a whole batch and for a shard from its sixth image on."""
     x = draw(3, 8, 24, 3)
-    *_, found = agree("dequantize", seed, stream, np.array([t]), x, first)
+    *_, found, _ = agree("dequantize", seed, stream, np.array([t]), x, first)
     plain.dequantize(seed, stream, np.array([t]), x, first)
     np.testing.assert_array_equal(found, x)
 
