@@ -13,7 +13,6 @@ import pytest
 import readme
 from scipy import fft, integrate, special, stats
 
-import run as run_command
 from minivae.density import baselines, card, estimates, report, score
 from minivae.density.estimates import Model
 from minivae.errors import UserError
@@ -21,6 +20,7 @@ from minivae.images import data
 from minivae.images.data import Dataset, Split
 from minivae.noise import Noise, numbered
 from minivae.ops import cuda_ops, numpy_ops
+from minivae.options import DENSITY
 from minivae.training.evaluation import Evaluation
 from minivae.training.runs import Run
 from minivae.training.statistics import in_place
@@ -921,8 +921,8 @@ def test_the_page_has_the_settings_and_the_constants():
                  f"{card.BASELINE_IMAGES:,} training images", f"= {3072 / 2 * np.log(2 * np.pi):.2f} nats",
                  f"= {peak + np.log2(127.5):.2f} bits", f"= {peak + np.log2(255):.2f} bits"):
         assert text in page, text
-    cpu = {name: value for name, (_, value, _) in run_command.DENSITY.items()}
-    gpu = {name: value for name, (*_, value) in run_command.DENSITY.items()}
+    cpu = {name: value for name, (_, value, _) in DENSITY.items()}
+    gpu = {name: value for name, (*_, value) in DENSITY.items()}
     assert (f"{cpu['images']:,} images, IWAE-{cpu['importance']}, AIS on {cpu['ais_images']} images with "
             f"{cpu['ais_chains']} chains of {cpu['ais_steps']} temperatures") in page
     assert (f"IWAE-{gpu['importance']} and to {gpu['ais_images']} images, {gpu['ais_chains']} chains, "
