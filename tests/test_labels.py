@@ -162,7 +162,7 @@ def test_pictures_decode_with_the_right_labels(ops, tmp_path, monkeypatch):
     image's; a traversal: one."""
     given = []
 
-    def decode(vae, z, labels=None):
+    def decode(vae, z, labels=None, noise=None):
         given.append(labels.tolist())
         return np.zeros((len(z), *vae.shape))
 
