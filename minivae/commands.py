@@ -106,8 +106,8 @@ def sample(args):
 
 def reconstruct(args):
     run, vae, *_ = checkpoint.open_model(args.run, chosen_operations(args))
-    split, label_names = images_of(run, args)
-    split_labels = labels.places(split, label_names, run.config.label_names)
+    split = images_of(run, args)
+    split_labels = labels.places(split, run.config.label_names)
     name = named_after(args.path, "reconstructions.png")
     figures.draw_reconstructions(run / name, vae, split.images, labels=split_labels)
     print_pictures(run, name)
@@ -118,10 +118,10 @@ def interpolate(args):
     if len(names) % 2:
         raise UserError(f"--pairs has {len(names)} names; give two for each pair")
     run, vae, *_ = checkpoint.open_model(args.run, chosen_operations(args))
-    split, label_names = images_of(run, args)
+    split = images_of(run, args)
     if names:
         split = split.take(given.rows_named(split.names, names))
-    split_labels = labels.places(split, label_names, run.config.label_names)
+    split_labels = labels.places(split, run.config.label_names)
     name = named_after(args.path, "interpolation.png")
     figures.draw_interpolation(run / name, vae, split.images, len(names) // 2 or 10, labels=split_labels)
     print_pictures(run, name)
@@ -129,11 +129,11 @@ def interpolate(args):
 
 def traverse(args):
     run, vae, *_ = checkpoint.open_model(args.run, chosen_operations(args))
-    split, label_names = images_of(run, args)
+    split = images_of(run, args)
     mean, var = TrainedVAE(vae).encode(split.images)
     kl = kl_per_latent(mean, var).mean(0)
     name = named_after(args.path, "traverse.png")
-    of_first = labels.places(split.take([0]), label_names, run.config.label_names)
+    of_first = labels.places(split.take([0]), run.config.label_names)
     figures.draw_traversal(run / name, vae, mean[0] if args.path else 0 * mean[0], kl, labels=of_first)
     around = f"the code of {split.names[0]}" if args.path else "0, the mean of the prior"
     if of_first is not None:
@@ -147,9 +147,9 @@ def encode(args):
     run, vae, *_ = checkpoint.open_model(args.run, chosen_operations(args))
     file = getattr(args, "out", run / named_after(args.path, "codes.h5"))
     table.refuse_file(file)
-    split, label_names = images_of(run, args)
+    split = images_of(run, args)
     mean, var = TrainedVAE(vae).encode(split.images)
-    table.write(file, split, label_names, mean=mean, var=var)
+    table.write(file, split, mean=mean, var=var)
     print(file)
 
 
@@ -157,8 +157,8 @@ def score(args):
     run, vae, step, _ = checkpoint.open_model(args.run, chosen_operations(args))
     file = getattr(args, "out", run / named_after(args.path, "scores.csv"))
     table.refuse_file(file)
-    split, label_names = images_of(run, args)
-    split_labels = labels.places(split, label_names, run.config.label_names)
+    split = images_of(run, args)
+    split_labels = labels.places(split, run.config.label_names)
     run_card = scoring.known_card(run, step)
     settings = density_settings(args) | {"seed": 0}
     settings |= {name: run_card[name] for name in scoring.SETTINGS if name in run_card}
@@ -168,7 +168,7 @@ def score(args):
     columns = scoring.score(vae, split.images, split_labels, settings, args.ais, test_elbo, args.ranks)
     if args.ranks.rank:  # the first writes
         return
-    table.write(file, split, label_names, **columns)
+    table.write(file, split, **columns)
     picture = run / named_after(args.path, "scores.png")
     scoring.draw(picture, vae, split.images, split_labels, columns)
     if not run_card:
@@ -240,27 +240,26 @@ def matching_data(run, args):
 
 
 def images_of(run, args):
-    """(split, label_names): the images that a command works on, each with a name: PATH's, or the run's test images."""
+    """The Split that a command works on, in which each image has a name: PATH's, or the run's test images."""
     if args.path is None:
-        dataset = matching_data(run, args)
-        return given.test_images(dataset), dataset.label_names
+        return given.test_images(matching_data(run, args))
     config = run.config
-    split, label_names = given.read(args.path, config.shape, config.size, config.skip_damaged)
+    split = given.read(args.path, config.shape, config.size, config.skip_damaged)
     print(*split.notes, f"{len(split.images):,} images of {args.path}", sep="\n")
-    return split, label_names
+    return split
 
 
 def new_trainer(config, dataset, ops, ranks):
     """A trainer before its first step; what it takes is told, or refused, before anything of it is made."""
     print(cost.told(config, dataset.train.images, dataset.test.images, ops, ranks.size))
-    train_labels = labels.places(dataset.train, dataset.label_names, config.label_names)
+    train_labels = labels.places(dataset.train, config.label_names)
     return Trainer(config, dataset.train.images, ops, labels=train_labels, ranks=ranks)
 
 
 def train_to_the_end(run, trainer, dataset, seconds=0.0):
     """Train, and say where everything is; the exit status."""
     test = given.test_images(dataset)
-    test_labels = labels.places(test, dataset.label_names, run.config.label_names)
+    test_labels = labels.places(test, run.config.label_names)
     return finish(run, trainer, loop.train(run, trainer, test.images, seconds, test_labels))
 
 
