@@ -14,6 +14,7 @@ import numpy as np
 from readme import RESULTS_PAGE, table, write_between
 
 from minivae.images import data
+from minivae.images.given import test_images
 from minivae.ops import numpy_ops
 from minivae.training import checkpoint
 from minivae.training.evaluation import Evaluation
@@ -30,7 +31,7 @@ def fluctuation(folder):
     run = Run.open(folder)
     dataset = data.load(run.config.data, DATA)
     trainer = Trainer(run.config, dataset.train.images, numpy_ops)
-    evaluation = Evaluation(trainer.vae, data.test_subset(dataset.test.images), run.config.seed)
+    evaluation = Evaluation(trainer.vae, test_images(dataset).images, run.config.seed)
     checkpoint.load_training(run / "checkpoint.h5", trainer)
     about = {"data": Path(run.config.data).name, "seed": run.config.seed, "from": trainer.step_count}
     losses = []

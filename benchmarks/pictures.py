@@ -14,6 +14,7 @@ import numpy as np
 from readme import write_between
 
 from minivae.images import data
+from minivae.images.given import test_images
 from minivae.ops import numpy_ops
 from minivae.training import checkpoint, figures
 from minivae.training.runs import Run
@@ -50,7 +51,7 @@ def main(folder, docs=ROOT / "docs"):
     samples = figures.decode(vae, np.random.RandomState(0).randn(count, vae.latent))
     draw_beside(docs / "samples.png", dataset.train.images[rows] / 127.5 - 1, samples, COLUMNS)
     write_between("first", outcome(run))
-    figures.draw_reconstructions(docs / "reconstructions.png", vae, data.test_subset(dataset.test.images), PAIRS)
+    figures.draw_reconstructions(docs / "reconstructions.png", vae, test_images(dataset).images, PAIRS)
 
 
 if __name__ == "__main__":

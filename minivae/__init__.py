@@ -9,5 +9,5 @@ def load(run, gpu=False):
     from minivae.trained import TrainedVAE
     from minivae.training.checkpoint import open_model
 
-    opened, vae, _ = open_model(run, operations(gpu))
+    opened, vae, *_ = open_model(run, operations(gpu))
     return TrainedVAE(vae, opened.config.label_names)

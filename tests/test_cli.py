@@ -23,11 +23,12 @@ from PIL import Image
 
 import minivae
 import run as command_line
-from minivae import __version__
+from minivae import __version__, commands
 from minivae.density import estimates
 from minivae.errors import UserError, run_command
 from minivae.images import export, housenumbers
 from minivae.ops import numpy_ops
+from minivae.options import COMMANDS
 from minivae.training import checkpoint, figures
 from minivae.training.ranks import Alone
 from minivae.training.runs import Run
@@ -287,7 +288,7 @@ def test_encode(folder, rng):
     """Mean and variance as the model has them, with names and labels, in three formats."""
     images = rng.integers(0, 256, (70, 16, 16, 3), np.uint8)
     np.savez(folder / "own.npz", images=images, labels=np.array(["cat", "dog"])[np.arange(70) % 2])
-    _, vae, _ = checkpoint.open_model(folder / "first", numpy_ops)
+    _, vae, *_ = checkpoint.open_model(folder / "first", numpy_ops)
     model = estimates.Model(vae)
     mean, var = model.posterior(model.device(estimates.scaled(images)))
     for name in ("codes.npz", "codes.csv", "codes.h5"):
@@ -479,7 +480,7 @@ def test_a_home_is_expanded(folder, monkeypatch):
 
 def test_named_data_where_nothing_can_be_written(folder, monkeypatch):
     monkeypatch.setattr(housenumbers, "make", lambda split, **_: (np.zeros((20, 8, 8, 1), np.uint8), None))
-    monkeypatch.setattr(command_line, "DATA", folder / "digits.npz" / "data")
+    monkeypatch.setattr(commands, "DATA", folder / "digits.npz" / "data")
     refused(cwd=folder, says="set the environment variable MINIVAE_DATA to a folder")
 
 
@@ -569,7 +570,7 @@ def test_what_a_machine_does(tmp_path, monkeypatch, error, status, says):
     def fail(_):
         raise error
 
-    monkeypatch.setitem(command_line.COMMANDS, "gradcheck", fail)
+    monkeypatch.setattr(commands, "gradcheck", fail)
     done = run("gradcheck", cwd=tmp_path)
     assert done.returncode == status and done.stderr.startswith(says) and done.stderr.count("\n") == bool(says), done
 
@@ -587,28 +588,28 @@ def test_an_older_python_is_told_so(tmp_path):
 def test_how_to_go_on_can_be_pasted(capsys, monkeypatch, options, words):
     """On the same device, whether a run was stopped or has no checkpoint yet."""
     monkeypatch.setattr("minivae.ops.cuda_module.require_gpu", lambda precision: None)
-    command_line.operations(argparse.Namespace(command="resume", gpu=bool(words), ranks=Alone(), **options))
+    commands.chosen_operations(argparse.Namespace(command="resume", gpu=bool(words), ranks=Alone(), **options))
     run = Run(Path("my runs") / "it's", SimpleNamespace(steps=9))
     trainer = SimpleNamespace(step_count=5)
-    assert command_line.finish(run, trainer, 15) == 143
+    assert commands.finish(run, trainer, 15) == 143
     expected = f"python run.py resume 'my runs/it'\"'\"'s'{words}"
     assert f"{expected}\n" in capsys.readouterr().out
     with pytest.raises(UserError, match=re.escape(f"{expected} trains it")):
         checkpoint.load_model(run / "checkpoint.h5", None, run.config)
-    command_line.operations(argparse.Namespace(command="resume", gpu=False, ranks=Alone()))
+    commands.chosen_operations(argparse.Namespace(command="resume", gpu=False, ranks=Alone()))
     assert run_command("resume", "x") == "python run.py resume x"
 
 
 def test_help(capsys):
     """One page names all commands and train's options; each command has a page of its own."""
     pages = {}
-    for command in ([], *([name] for name in command_line.COMMANDS)):
+    for command in ([], *([name] for name in COMMANDS)):
         with pytest.raises(SystemExit, match="0"):
             command_line.main([*command, "--help"])
         pages[" ".join(command)] = capsys.readouterr().out
     assert pages[""] == pages["train"] and "--batch-size" in pages[""]
-    for name, function in command_line.COMMANDS.items():
-        assert name in pages[""] and function.__doc__ in pages[""] and "--gpu" in pages[name]
+    for name, what in COMMANDS.items():
+        assert name in pages[""] and what in pages[""] and "--gpu" in pages[name]
     assert "RUN" in pages["sample"] and "--count" in pages["sample"] and "--batch-size" not in pages["sample"]
 
 

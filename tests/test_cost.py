@@ -19,10 +19,10 @@ from minivae.training import cost
 from minivae.vae import VAE
 
 MEASURED = """
-import resource, sys
+import re, sys
 import run
 run.main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]))
 """
 
 

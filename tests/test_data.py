@@ -226,14 +226,6 @@ def test_npz_images_are_hashed_once(tmp_path, images, monkeypatch):
     assert hashed == [images.shape] * 2
 
 
-def test_the_test_subset():
-    """The reference's 5,000 images in the reference's order; all of them where there are fewer."""
-    images = np.arange(6000)
-    subset = data.test_subset(images)
-    np.testing.assert_array_equal(subset, np.random.RandomState(0).permutation(6000)[:5000])
-    np.testing.assert_array_equal(np.sort(data.test_subset(images[:7])), images[:7])
-
-
 @pytest.mark.parametrize("content, word", [
     (np.zeros((20, 12, 8, 3), np.uint8), "8 must divide both; train with --size 8 "),
     (np.zeros((20, 8, 8, 4), np.uint8), "(N, H, W, 3)"),

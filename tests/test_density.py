@@ -13,14 +13,15 @@ import pytest
 import readme
 from scipy import fft, integrate, special, stats
 
-import run as run_command
 from minivae.density import baselines, card, estimates, report, score
 from minivae.density.estimates import Model
 from minivae.errors import UserError
 from minivae.images import data
 from minivae.images.data import Dataset, Split
+from minivae.images.given import test_images
 from minivae.noise import Noise, numbered
 from minivae.ops import cuda_ops, numpy_ops
+from minivae.options import DENSITY
 from minivae.training.evaluation import Evaluation
 from minivae.training.runs import Run
 from minivae.training.statistics import in_place
@@ -591,7 +592,7 @@ def test_card(carded):
     assert json.loads((folder / "density.json").read_text()) == found
     assert (folder / "density.png").stat().st_size > 10000
     with in_place(vae, 0.9 * vae.params.moving_statistics):  # training's own, as its losses have
-        rec, kl = Evaluation(vae, data.test_subset(dataset.test.images), 5).losses()  # with the run's own seed
+        rec, kl = Evaluation(vae, test_images(dataset).images, 5).losses()  # with the run's own seed
     assert found["reference_protocol"] == {"images": 12, "rows": {},
                                            "figures": {"loss": rec + kl, "rec": rec, "KL": kl}}
     assert (found["step"], found["test"]["sha256"], found["left_out"]) == (17, "sha-12", [])
@@ -629,7 +630,7 @@ def parts(carded):
     """(model, x, mean, var) of the images that the card's bounds are of, dequantized."""
     vae, dataset, *_ = carded
     model = Model(vae)
-    levels = data.test_subset(dataset.test.images)[:9]
+    levels = test_images(dataset).images[:9]
     offset = card_noise(dataset, "pixels").uniform((9, 8, 8, 1)) - 0.5
     x = model.device((levels + offset) / 127.5 - 1)
     return model, x, *model.posterior(x)
@@ -637,7 +638,7 @@ def parts(carded):
 
 def card_noise(dataset, part, count=9):
     """That of the first test images."""
-    return Noise(0, part, data.hashes(data.test_subset(dataset.test.images)[:count]))
+    return Noise(0, part, data.hashes(test_images(dataset).images[:count]))
 
 
 def log_weights(model, x, mean, var, eps):
@@ -654,7 +655,7 @@ def test_bounds_are_what_their_rows_say(carded, parts):
     eps = card_noise(dataset, "ELBO").normal((score.DRAWS, 9, 2), 1)
     noise = card_noise(dataset, "IWAE")
     log_w = log_weights(model, x, mean, var, np.concatenate([noise.normal((10, 9, 2), 1) for _ in range(2)]))
-    levels = model.device(data.test_subset(dataset.test.images)[:9] / 127.5 - 1)
+    levels = model.device(test_images(dataset).images[:9] / 127.5 - 1)
     train = Noise(0, "pixels", data.hashes(dataset.train.images))
     fitted = estimates.scaled(dataset.train.images, train).astype(np.float32)
     expected = {
@@ -921,8 +922,8 @@ def test_the_page_has_the_settings_and_the_constants():
                  f"{card.BASELINE_IMAGES:,} training images", f"= {3072 / 2 * np.log(2 * np.pi):.2f} nats",
                  f"= {peak + np.log2(127.5):.2f} bits", f"= {peak + np.log2(255):.2f} bits"):
         assert text in page, text
-    cpu = {name: value for name, (_, value, _) in run_command.DENSITY.items()}
-    gpu = {name: value for name, (*_, value) in run_command.DENSITY.items()}
+    cpu = {name: value for name, (_, value, _) in DENSITY.items()}
+    gpu = {name: value for name, (*_, value) in DENSITY.items()}
     assert (f"{cpu['images']:,} images, IWAE-{cpu['importance']}, AIS on {cpu['ais_images']} images with "
             f"{cpu['ais_chains']} chains of {cpu['ais_steps']} temperatures") in page
     assert (f"IWAE-{gpu['importance']} and to {gpu['ais_images']} images, {gpu['ais_chains']} chains, "

@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 ORDER = ["errors", "unix", "files", "ops", "noise", "parameters", "adam", "layers", "conditional", "gaussian",
          "spectrum", "sigmas", "vae", "gradcheck", "checks", "exercises", "images", "training", "density", "trained",
-         "__init__"]  # each may import itself and what stands before it
+         "options", "commands", "__init__"]  # each may import itself and what stands before it
 
 
 def place(module):

@@ -265,7 +265,7 @@ def test_splits_with_classes(tmp_path, rng):
         for name in classes:
             pictures(rng, tmp_path / split / name / "more", 6)
     found = load(tmp_path)
-    assert found.label_names == ["cat", "dog", "emu"]
+    assert found.train.label_names == ["cat", "dog", "emu"]
     np.testing.assert_array_equal(found.train.labels, [0] * 6 + [1] * 6)
     np.testing.assert_array_equal(found.test.labels, [1] * 6 + [2] * 6)
     assert found.train.labels.dtype == np.int64
@@ -284,7 +284,7 @@ def test_class_folders_and_links_to_them(tmp_path, rng):
     (tmp_path / "data" / "a").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "b" / "round").symlink_to(tmp_path / "data")
     found = load(tmp_path / "data")
-    assert found.label_names == ["a", "b"]
+    assert found.train.label_names == ["a", "b"]
     _, names = everything(found)
     assert names == [f"{c}/{i:02}.png" for c in "ab" for i in range(10)]
     assert [name[0] for name in found.train.names] == ["ab"[label] for label in found.train.labels]
@@ -429,11 +429,11 @@ def test_labels_in_other_forms(tmp_path, images, kind):
         write(path, {"x_train": images, "y_train": labels})
         found = load(path)
         assert sorted(np.concatenate([found.train.labels, found.test.labels])) == sorted(classes)
-        assert found.train.labels.dtype == np.int64 and found.label_names is None
+        assert found.train.labels.dtype == np.int64 and found.train.label_names is None
     texts = np.array(["dog", "cat", "gnu", "emu"], "S" if kind == "h5" else "U")
     write(path, {"x_train": images, "y_train": texts[classes], "x_test": images[:2], "y_test": texts[[3, 2]][:, None]})
     found = load(path)
-    assert found.label_names == ["cat", "dog", "emu", "gnu"]
+    assert found.train.label_names == ["cat", "dog", "emu", "gnu"]
     np.testing.assert_array_equal(found.train.labels, np.array([1, 0, 3, 2])[classes])
     np.testing.assert_array_equal(found.test.labels, [2, 3])
     for labels in (np.zeros((40, 5)), np.full((40, 5), 0.2), *(np.full(40, value) for value in (0.5, np.nan, np.inf))):

@@ -23,8 +23,7 @@ import numpy as np
 import pytest
 from test_train import TEST, config, trainer
 
-import run as run_command
-from minivae import files
+from minivae import commands, files
 from minivae.errors import UserError
 from minivae.images import data
 from minivae.training import checkpoint, figures
@@ -185,9 +184,9 @@ def test_a_signal_while_a_finished_run_is_drawn(ops, tmp_path, monkeypatch, caps
     monkeypatch.setattr(figures, "draw_all", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     stopped = train(run, t, TEST)
     assert stopped == signal.SIGINT and t.step_count == 10
-    assert run_command.finish(run, t, stopped) == 130
+    assert commands.finish(run, t, stopped) == 130
     assert "go on" not in capsys.readouterr().out
-    assert run_command.finish(run, trainer(ops, np.float32), stopped) == 130
+    assert commands.finish(run, trainer(ops, np.float32), stopped) == 130
     assert f"go on with: python run.py resume {run.folder}" in capsys.readouterr().out
 
 
@@ -333,7 +332,7 @@ def test_a_model_and_its_step(ops, saved):
 def test_a_model_to_start_from(ops, saved):
     """Its weights, and the statistics that training moves, not those re-estimated for test mode."""
     old, new, whole = (trainer(ops, np.float32) for _ in range(3))
-    checkpoint.start_from(saved, old.vae, checkpoint.load_model(saved / "checkpoint.h5", old.vae, saved.config), new)
+    checkpoint.start_from(saved, old.vae, *checkpoint.load_model(saved / "checkpoint.h5", old.vae, saved.config), new)
     checkpoint.load_training(saved / "checkpoint.h5", whole)
     np.testing.assert_array_equal(new.vae.params.values, whole.vae.params.values)
     np.testing.assert_array_equal(new.vae.params.moving_statistics, whole.vae.params.moving_statistics)

@@ -149,9 +149,8 @@ def test_an_evaluation_by_hand(ops, seed):
 
 
 def test_the_test_images_are_the_reference_s():
-    images = np.arange(6000)
-    np.testing.assert_array_equal(data.test_subset(images), np.random.RandomState(0).permutation(6000)[:5000])
-    assert sorted(data.test_subset(images[:7])) == list(range(7))
+    np.testing.assert_array_equal(data.test_rows(6000), np.random.RandomState(0).permutation(6000)[:5000])
+    assert sorted(data.test_rows(7)) == list(range(7))
 
 
 @pytest.mark.parametrize("lr", [1e-3, 1e-2])

@@ -72,8 +72,8 @@ def evaluate(run, vae, moving, dataset, step, ranks=Alone(), **settings):
     split = every.take(kept)
     test = split.images
     known = run.config.label_names
-    model = Model(vae, places(split, dataset.label_names, known), ranks)
-    of_train = Model(vae, places(dataset.train, dataset.label_names, known), ranks)
+    model = Model(vae, places(split, known), ranks)
+    of_train = Model(vae, places(dataset.train, known), ranks)
     sigma = vae.sigma
     card = {
         "run": str(run.folder), "step": step, "sigma": sigma, "sigma_value": sigma_value(vae),

@@ -13,10 +13,10 @@ RANGES = {"f": ((0, 1), (-1, 1), (0, 255)), "uint16": ((0, 255), (0, 65535))}  #
 
 
 def convert(splits, size):
-    """(splits, label_names): new Splits whose images have one type, layout and size.
+    """New Splits whose images have one type, layout and size, and whose labels are numbers.
 
-    size: the (H, W) that images are cropped and scaled to, or None. label_names: None, or what
-    labels were if they were texts; label i is then label_names[i].
+    size: the (H, W) that images are cropped and scaled to, or None. Labels that were texts are
+    numbered, and their label_names hold those of all splits in order.
     """
     every = [split.images for split in splits]
     texts = [_texts(split.labels) for split in splits]
@@ -32,8 +32,9 @@ def convert(splits, size):
         except UserError as e:
             raise UserError(f"{split.path}: {e}") from e
         digest = split.sha256 if images is split.images else None
-        converted.append(Split(images, labels, digest, split.path, split.names, notes))
-    return converted, label_names or None
+        converted.append(Split(images, labels, digest, split.path, split.names, notes,
+                               label_names or None))
+    return converted
 
 
 def _as_images(images, every, size, notes):

@@ -23,17 +23,12 @@ TEST_IMAGES = 5000  # that losses are evaluated on, at most: as many as the refe
 
 @dataclass
 class Dataset:
-    """name can name a folder; notes are lines that the user should read.
-
-    label_names[i] is what label i was called, None if labels are numbers. summary is a line that
-    says what was read.
-    """
+    """name can name a folder; notes are lines that the user should read; summary is one that says what was read."""
 
     name: str
     train: Split
     test: Split
     notes: list
-    label_names: list | None = None
     summary: str = ""
 
 
@@ -60,13 +55,8 @@ def load(source, folder, size=None, skip_damaged=False):
     return _dataset(path.stem or "data", readers.read(path, size, skip_damaged), size)
 
 
-def test_subset(images):
-    """Those that test losses are of, in the order of test_rows."""
-    return images[test_rows(len(images))]
-
-
 def test_rows(count):
-    """The first TEST_IMAGES of RandomState(0).permutation(count)."""
+    """The rows of test images that losses are of: the first TEST_IMAGES of RandomState(0).permutation(count)."""
     return np.random.RandomState(0).permutation(count)[:TEST_IMAGES]
 
 
@@ -145,7 +135,7 @@ def _download(folder, split):
 
 def _dataset(name, splits, size):
     """The Dataset of a reader's Splits; without a test split a tenth is held out."""
-    splits, label_names = convert(splits, size)
+    splits = convert(splits, size)
     notes = [note for split in splits for note in split.notes]
     for split, of in zip(splits, ("training", "test"), strict=False):
         notes += warnings(split, of)
@@ -162,7 +152,7 @@ def _dataset(name, splits, size):
         raise UserError(f"{train.path} holds 1 training image; batch statistics need at least 2")
     for split in splits:
         split.sha256 = split.sha256 or sha256(split.images)
-    dataset = Dataset(name, *splits, list(dict.fromkeys(notes)), label_names)
+    dataset = Dataset(name, *splits, list(dict.fromkeys(notes)))
     dataset.summary = summary(dataset)
     return dataset
 

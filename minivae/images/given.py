@@ -13,15 +13,14 @@ from minivae.images.stream import Streamed
 
 
 def read(path, shape, size=None, skip_damaged=False):
-    """(split, label_names): all images of `path`, nothing held out, training and test images in one Split.
+    """All images of `path` in one Split: nothing is held out, and test images follow the training images.
 
     shape (H, W, C), size and skip_damaged are those that the model was trained with. Grey images become colour where
-    the model's images are. label_names: None, or what label i was called. UserError if the images cannot be read or
-    have another shape.
+    the model's images are. UserError if the images cannot be read or have another shape.
     """
     with reading(path):
         path.stat()
-    splits, label_names = convert(readers.read(path, size, skip_damaged), size)
+    splits = convert(readers.read(path, size, skip_damaged), size)
     split = splits[0] if len(splits) == 1 else _joined(splits)
     split.names = split.names or numbers(len(split.images))
     if split.images.shape[3] < shape[2] and not isinstance(split.images, Streamed):
@@ -31,7 +30,7 @@ def read(path, shape, size=None, skip_damaged=False):
     if found != wanted:
         raise UserError(f"{path} holds images of {found} (height, width, channels), and the model takes {wanted}; give "
                         "others, or train with --size, which the run then applies to all images that it is given")
-    return split, label_names
+    return split
 
 
 def test_images(dataset):
@@ -73,4 +72,5 @@ def _joined(splits):
     labels = [split.labels for split in splits]
     labels = None if any(of is None for of in labels) else np.concatenate(labels)
     notes = [note for split in splits for note in split.notes]
-    return Split(np.concatenate(images), labels, path=path, names=names, notes=list(dict.fromkeys(notes)))
+    return Split(np.concatenate(images), labels, path=path, names=names, notes=list(dict.fromkeys(notes)),
+                 label_names=splits[0].label_names)

@@ -9,18 +9,17 @@ from minivae.errors import UserError
 
 def names(dataset):
     """What the training images' labels are called. UserError if they have none."""
-    return _named(dataset.train, dataset.label_names)[0]
+    return _named(dataset.train)[0]
 
 
-def places(split, label_names, known):
+def places(split, known):
     """The place in `known` of each label of a Split (N,) int32; None if known is empty: the model is given no labels.
 
-    label_names: what label i of the Split is called, None if its number is its name. UserError if the images have no
-    labels, or others than are known.
+    UserError if the images have no labels, or others than are known.
     """
     if not known:
         return None
-    found, number = _named(split, label_names)
+    found, number = _named(split)
     place = {name: i for i, name in enumerate(known)}
     for name in found:
         if name not in place:
@@ -35,14 +34,18 @@ def sha256(dataset, known):
         return ""
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.test):
-        digest.update(places(split, dataset.label_names, known))
+        digest.update(places(split, known))
     return digest.hexdigest()
 
 
-def _named(split, label_names):
-    """The names of the labels that occur, in order, and the place of each image's label among them."""
+def _named(split):
+    """The names of the labels that occur, in order, and the place of each image's label among them.
+
+    The name of a label that is a number is that number.
+    """
     if split.labels is None:
         raise UserError(f"images of {split.path} have no labels; say what each shows, as data/README.md says, or train "
                         "without --labels")
     labels, number = np.unique(split.labels, return_inverse=True)
-    return [str(label if label_names is None else label_names[label]) for label in labels], number
+    names = split.label_names
+    return [str(label if names is None else names[label]) for label in labels], number

@@ -20,10 +20,10 @@ HARMLESS = 2**26  # bytes that any file may claim
 class Split:
     """images (N, H, W, C) uint8, labels (N,) int64 or None, sha256 of the images' shape and bytes.
 
-    names are the images' files, None where they have none. notes are lines that the user should
-    read. Of images, only shape, len and images[slice or array of rows] are used, so they may be
-    Streamed. A reader's own Splits hold what `path` holds, of any type and shape, and sha256 if it
-    is known.
+    label_names[i] is what label i was called, None if labels are numbers. names are the images'
+    files, None where they have none. notes are lines that the user should read. Of images, only
+    shape, len and images[slice or array of rows] are used, so they may be Streamed. A reader's own
+    Splits hold what `path` holds, of any type and shape, and sha256 if it is known.
     """
 
     images: np.ndarray | Streamed
@@ -32,12 +32,13 @@ class Split:
     path: Path | None = None
     names: list | None = None
     notes: list = field(default_factory=list)
+    label_names: list | None = None
 
     def take(self, rows):
         """A Split of these rows alone."""
         labels = None if self.labels is None else self.labels[rows]
         names = None if self.names is None else [self.names[row] for row in rows]
-        return Split(self.images[rows], labels, path=self.path, names=names)
+        return Split(self.images[rows], labels, path=self.path, names=names, label_names=self.label_names)
 
 
 @contextlib.contextmanager

@@ -20,15 +20,15 @@ def summary(dataset):
     mean = counts @ np.arange(256) / counts.sum()
     return (f"{dataset.name}: {len(train.images):,} training and {len(test.images):,} test images of "
             f"{height}x{width}x{channels}, uint8, pixels from {levels[0]} to {levels[-1]} with mean {mean:.1f}, "
-            f"{_labels(dataset)}")
+            f"{_labels(train)}")
 
 
-def _labels(dataset):
-    names = dataset.label_names
-    if dataset.train.labels is None:
+def _labels(split):
+    names = split.label_names
+    if split.labels is None:
         return "no labels"
     if names is None:
-        names = np.unique(dataset.train.labels).tolist()
+        names = np.unique(split.labels).tolist()
     return f"{len(names)} label{'s' * (len(names) != 1)}: {listed([str(name) for name in names])}"
 
 

@@ -17,7 +17,7 @@ def refuse_file(path):
     refuse_unwritable(path.parent)
 
 
-def write(path, split, label_names, **columns):
+def write(path, split, **columns):
     """Write a row for each image of a Split: its name, label (if there are any), then the columns (N, ...).
 
     A label is what it was called, or else a number. UserError if it cannot be written; what was at `path` is then
@@ -25,7 +25,7 @@ def write(path, split, label_names, **columns):
     """
     first = {"name": np.array([name.encode(errors="backslashreplace").decode() for name in split.names])}
     if split.labels is not None:
-        first["label"] = split.labels if label_names is None else np.array(label_names)[split.labels]
+        first["label"] = split.labels if split.label_names is None else np.array(split.label_names)[split.labels]
     columns = first | columns
     with replacing(path) as beside, open(beside, "w+b") as file:
         WRITERS[path.suffix](file, columns)

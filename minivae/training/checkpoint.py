@@ -102,19 +102,18 @@ def _read(path):
 
 
 def open_model(folder, ops):
-    """The run in `folder`, its trained model, and what load_model returns. UserError if there is none."""
+    """(run, vae, step, moving): the run in `folder`, its model, and what load_model returns. UserError without one."""
     run = Run.open(folder)
     config = run.config
     vae = VAE(config.shape, config.latent, ops, kl=config.kl, sigma=config.sigma, classes=len(config.label_names))
-    return run, vae, load_model(run / "checkpoint.h5", vae, config)
+    return run, vae, *load_model(run / "checkpoint.h5", vae, config)
 
 
-def start_from(run, vae, loaded, trainer):
+def start_from(run, vae, step, moving, trainer):
     """Give a new run's trainer the model of another run, as open_model returns it; config.origin tells of it.
 
     Adam starts anew. UserError if the two models differ.
     """
-    step, moving = loaded
     config = trainer.config
     for name in ("shape", "latent", "sigma", "label_names"):
         theirs = getattr(run.config, name)

@@ -1,4 +1,4 @@
-"""A run's settings, and the values that each may have: run.py's options and config.json share these parsers."""
+"""A run's settings, and the values that each may have: options.py and config.json share these parsers."""
 
 import contextlib
 import json
