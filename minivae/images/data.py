@@ -181,8 +181,9 @@ def _held_out(split):
     if count < 10:
         raise UserError(f"{split.path} holds {count} images; at least 10 are needed")
     order = np.random.RandomState(0).permutation(count)
-    digests = np.array(list(hashes(split.images)), object)[order]
-    test = np.isin(digests, digests[: count // 10])
+    digests = list(hashes(split.images))
+    drawn = {digests[row] for row in order[: count // 10]}
+    test = np.array([digests[row] in drawn for row in order])
     if test.sum() > count // 2:
         test = np.arange(count) < count // 10
     return [split.take(order[~test]), split.take(order[test])]
