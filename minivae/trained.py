@@ -58,7 +58,8 @@ class TrainedVAE:
         """The number that the model knows a label by. UserError if it knows none of that name."""
         known = self.label_names
         if str(label) not in known:
-            raise UserError(f"{label} is no label of this model, which knows {', '.join(known) or 'none'}")
+            which = f"knows {', '.join(known)}" if known else "was trained without --labels"
+            raise UserError(f"{label} is no label of this model, which {which}")
         return known.index(str(label))
 
     def _numbers(self, labels, count):

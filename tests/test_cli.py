@@ -239,6 +239,7 @@ def test_samples_one_by_one(folder, noise):
         assert f.files == ["images"]
         np.testing.assert_array_equal(f["images"], expected)
     for out, says in [("new/png", "is not empty (0"), ("samples.png", "samples.png is neither an .npz nor a folder"),
+                      ("first/config.json", "config.json is neither an .npz nor a folder"),
                       ("digits.npz/png", "cannot write digits.npz/png (Not a directory)")]:
         refused(*arguments, out, cwd=folder, says=says)
 

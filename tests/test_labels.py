@@ -236,7 +236,8 @@ def test_mistakes_with_labels(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     refused("reconstruct", trained / "run", "bare.npy", cwd=tmp_path, says="images of bare.npy have no labels")
     assert run("encode", trained / "run", "bare.npy", cwd=tmp_path).returncode == 0  # q(z|x) needs none
-    refused("sample", "bare", "--label", "cat", cwd=tmp_path, says="cat is no label of this model, which knows none")
+    refused("sample", "bare", "--label", "cat", cwd=tmp_path,
+            says="cat is no label of this model, which was trained without --labels")
 
 
 SIGMA = 0.5

@@ -596,14 +596,14 @@ def test_the_summary(tmp_path, rng):
 def test_warnings_of_images_that_may_be_meant_otherwise(tmp_path, images):
     dark = (images[..., 0] > 127).astype(np.uint8)
     sparse = np.where(np.arange(64).reshape(8, 8, 1) < 2, images, 7)
-    for content, word in ((dark, "no pixel of the training images is above 1"),
-                          (sparse, "of the training images' pixels are 7"), (images, None)):
+    for content, word in ((dark, "no pixel of the images is above 1"),
+                          (sparse, "of the pixels of the images are 7"), (images, None)):
         np.save(tmp_path / "a.npy", content)
         warned = notes(load(tmp_path / "a.npy"), "warning: ")
         assert len(warned) == (word is not None) and (word or "") in "".join(warned)
     np.save(tmp_path / "a.npy", np.zeros_like(images))
     warned, _ = notes(load(tmp_path / "a.npy"), "warning: ")  # the other is of copies
-    assert warned == "warning: no pixel of the training images is above 0, so all are black"
+    assert warned == "warning: no pixel of the images is above 0, so all are black"
 
 
 def test_copies_are_named(tmp_path, rng):
@@ -612,8 +612,18 @@ def test_copies_are_named(tmp_path, rng):
         shutil.copy(tmp_path / f"{i:02}.png", tmp_path / f"copy{i:02}.png")
     shutil.copy(tmp_path / "00.png", tmp_path / "copy10.png")
     found = load(tmp_path)
-    assert notes(found, "11 of the training images are copies of others: copy00.png = 00.png, copy01.png = 01.png")
+    assert notes(found, "11 of the images are copies of others: copy00.png = 00.png, copy01.png = 01.png")
     assert notes(found, "copy09.png = 09.png and 1 more")
+
+
+def test_no_copy_of_a_held_out_image_is_trained_on(tmp_path, images):
+    np.save(tmp_path / "a.npy", np.concatenate([images, images]))
+    found = load(tmp_path / "a.npy")
+    assert not set(data.hashes(found.test.images)) & set(data.hashes(found.train.images))
+    assert len(data.unseen(found.test.images, found.train.images)) == len(found.test.images) / 2
+    assert notes(found, f"no test split: {len(found.test.images)} of {2 * len(images)} images")
+    np.save(tmp_path / "a.npy", np.zeros_like(images))
+    assert len(load(tmp_path / "a.npy").test.images) == len(images) // 10  # all are copies: no way to keep them apart
 
 
 def test_streamed_images_are_described_by_some(tmp_path, images, monkeypatch):

@@ -313,9 +313,12 @@ def test_what_is_no_step_is_not_taken_for_one(ops, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(loop.figures, "draw_all", takes(100))
     monkeypatch.setattr(loop.checkpoint, "save", takes(30))
     monkeypatch.setattr(Evaluation, "losses", takes(70, (1.0, 1.0)))
-    changes = dict(steps=31, eval_every=4, checkpoint_every=3)
-    t = trainer(ops, **changes)
-    step = t._step
-    t._step = lambda: (step(), takes(0.25)())
-    loop.train(Run.create(tmp_path / "run", "x", config(**changes)), t, TEST)
-    assert "a step takes 0.25 s: about 00:02 for the 11 steps that are left" in capsys.readouterr().out
+    for steps, told in (31, True), (loop.TIMED, False):
+        changes = dict(steps=steps, eval_every=4, checkpoint_every=3)
+        t = trainer(ops, **changes)
+        step = t._step
+        t._step = lambda step=step: (step(), takes(0.25)())
+        loop.train(Run.create(tmp_path / f"run{steps}", "x", config(**changes)), t, TEST)
+        out = capsys.readouterr().out
+        assert ("a step takes 0.25 s: about 00:02 for the 11 steps that are left" in out) == told
+        assert ("a step takes" in out) == told

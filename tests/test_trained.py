@@ -113,7 +113,7 @@ def test_labels_that_a_model_is_not_given(model, given):
             given.decode(z, labels)
     with pytest.raises(UserError, match="cow is no label of this model, which knows ant, bee, 7"):
         given.sample(2, label="cow")
-    with pytest.raises(UserError, match="ant is no label of this model, which knows none"):
+    with pytest.raises(UserError, match="ant is no label of this model, which was trained without --labels"):
         model.decode(z, ["ant", "ant"])
 
 

@@ -137,7 +137,8 @@ def _dataset(name, splits, size):
     """The Dataset of a reader's Splits; without a test split a tenth is held out."""
     splits = convert(splits, size)
     notes = [note for split in splits for note in split.notes]
-    for split, of in zip(splits, ("training", "test"), strict=False):
+    whose = ("images",) if len(splits) == 1 else ("training images", "test images")
+    for split, of in zip(splits, whose, strict=True):
         notes += warnings(split, of)
     train = splits[0]
     if len(splits) == 1:
@@ -158,7 +159,11 @@ def _dataset(name, splits, size):
 
 
 def _held_out(split):
-    """[train, test]: a random tenth of the images, the same each time, becomes the test images."""
+    """[train, test]: a random tenth of the images, the same each time, and the copies of those become the test images.
+
+    A copy left behind would be a test image that was trained on. Where more than half of the images would be taken
+    away like this, as from images that are all alike, the copies stay.
+    """
     count = len(split.images)
     if isinstance(split.images, Streamed):
         raise UserError(f"{split.path} holds no test images, and too many images to hold some out; "
@@ -166,4 +171,9 @@ def _held_out(split):
     if count < 10:
         raise UserError(f"{split.path} holds {count} images; at least 10 are needed")
     order = np.random.RandomState(0).permutation(count)
-    return [split.take(order[count // 10 :]), split.take(order[: count // 10])]
+    digests = list(hashes(split.images))
+    drawn = {digests[row] for row in order[: count // 10]}
+    test = np.array([digests[row] in drawn for row in order])
+    if test.sum() > count // 2:
+        test = np.arange(count) < count // 10
+    return [split.take(order[~test]), split.take(order[test])]

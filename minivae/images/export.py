@@ -12,7 +12,7 @@ def refuse_place(path):
     """UserError if `export` cannot write to `path`: said before long work, not after it."""
     if path.suffix == ".npz":
         refuse_unwritable(path.parent)
-    elif path.suffix.lower() in {*photos.SUFFIXES, *readers.ARRAYS}:
+    elif path.suffix.lower() in {*photos.SUFFIXES, *readers.ARRAYS} or path.is_file():
         raise UserError(f"{path} is neither an .npz nor a folder; give one of the two")
     else:
         try:

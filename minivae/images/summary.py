@@ -33,19 +33,19 @@ def _labels(split):
 
 
 def warnings(split, of):
-    """Lines about a Split's images; `of` says which split it is."""
+    """Lines about a Split's images; `of` is what these are called, such as "test images"."""
     found = []
     counts = _histogram(split.images)
     highest = np.flatnonzero(counts)[-1]
     common = counts.argmax()
     if highest < DARK:
         meant = f"; if {highest} stands for white, save them as bool, or 255 times as large" if highest else ""
-        found.append(f"warning: no pixel of the {of} images is above {highest}, so all are black{meant}")
+        found.append(f"warning: no pixel of the {of} is above {highest}, so all are black{meant}")
     elif counts[common] > SPARSE * counts.sum():
-        found.append(f"warning: {counts[common] / counts.sum():.1%} of the {of} images' pixels are {common}")
+        found.append(f"warning: {counts[common] / counts.sum():.1%} of the pixels of the {of} are {common}")
     copies = _copies(split)
     if copies:
-        found.append(f"warning: {len(copies)} of the {of} images are copies of others: {listed(copies)}")
+        found.append(f"warning: {len(copies)} of the {of} are copies of others: {listed(copies)}")
     return found
 
 

@@ -161,7 +161,8 @@ class Loop:
     def tell_time(self):
         """After the first steps, how long the others will take."""
         taken = self.trainer.step_count - self.first
-        if taken not in (WARM, TIMED):
+        left = self.run.config.steps - self.trainer.step_count
+        if taken not in (WARM, TIMED) or not left:
             return
         self.trainer.losses()  # waits for a GPU
         trained = self.seconds() - self.aside
@@ -169,7 +170,6 @@ class Loop:
             self.warm = trained
             return
         a_step = (trained - self.warm) / (TIMED - WARM)
-        left = self.run.config.steps - self.trainer.step_count
         tqdm.write(f"a step takes {a_step:.3g} s: about {tqdm.format_interval(left * a_step)} for "
                    f"the {left:,} steps that are left, and the time of evaluations")
 
