@@ -83,15 +83,16 @@ def resume(args):
 
 
 def sample(args):
+    if "out" in args:
+        export.refuse_place(args.out)
     run, vae, *_ = checkpoint.open_model(args.run, chosen_operations(args))
     model = TrainedVAE(vae, run.config.label_names)
     count = getattr(args, "count", figures.sample_count(vae))
     label = getattr(args, "label", None)
     number = None if label is None else model.number(label)
     if vae.label.classes and label is None:
-        print("labels of the rows of 20, in turn:", ", ".join(run.config.label_names))
+        print(f"{figures.GRID_COLUMNS} images of each label in turn:", ", ".join(run.config.label_names))
     if "out" in args:
-        export.refuse_place(args.out)
         export.export(args.out, model.sample(count, args.seed, args.noise, label))
         print(args.out)
         return
@@ -116,7 +117,7 @@ def reconstruct(args):
 def interpolate(args):
     names = getattr(args, "pairs", [])
     if len(names) % 2:
-        raise UserError(f"--pairs has {len(names)} names; give two for each pair")
+        raise UserError(f"--pairs has an odd number of names ({len(names)}); give two for each pair")
     run, vae, *_ = checkpoint.open_model(args.run, chosen_operations(args))
     split = images_of(run, args)
     if names:

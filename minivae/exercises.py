@@ -20,7 +20,7 @@ OPERATIONS = [name for name, f in vars(plain).items()
 def run(fast, path):
     """checks.run on the definition with the functions of the file `path`. UserError, with its line, if they raise."""
     if not Path(path).is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}; name one that docs/exercises.md describes")
     try:
         return checks.run(fast, definition_with(path))
     except UserError:

@@ -277,7 +277,7 @@ def test_images_of_ones_own(folder, rng):
 def test_what_is_wrong_with_a_path_or_a_pair(folder, rng):
     save(folder / "own" / "a.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
     for arguments, says in [
-        (["interpolate", "first", "own", "--pairs", "a.png"], "--pairs has 1 names; give two for each"),
+        (["interpolate", "first", "own", "--pairs", "a.png"], "--pairs has an odd number of names (1); give two"),
         (["interpolate", "first", "own", "--pairs", "a.png", "b.png"], "b.png; there are such as a.png"),
         (["interpolate", "first", "--pairs", "0", "20"], "no image is named 20; there are such as"),
         (["reconstruct", "first", "nothing.zip"], "nothing.zip cannot be read (No such file or directory)"),

@@ -111,4 +111,4 @@ def test_a_file_that_cannot_be_used_is_one_error_line(text, says, told):
 
 def test_a_missing_file_is_one_error_line(capsys):
     assert main(["gradcheck", "--with", "no/such.py"]) == 2
-    assert capsys.readouterr().err == "error: there is no file no/such.py\n"
+    assert capsys.readouterr().err == "error: there is no file no/such.py; name one that docs/exercises.md describes\n"

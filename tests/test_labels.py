@@ -209,7 +209,7 @@ def test_commands_of_a_run_with_labels(trained):
     assert settings["label_names"] == ["cat", "dog"] and len(settings["labels_sha256"]) == 64
     assert png(trained / "run" / "samples.png") == (2 * 20 * 10, 2 * 2 * 10)
     done = run("sample", "run", cwd=trained)
-    assert done.stdout == "labels of the rows of 20, in turn: cat, dog\nrun/samples.png\n"
+    assert done.stdout == "20 images of each label in turn: cat, dog\nrun/samples.png\n"
     assert run("sample", "run", "--label", "dog", cwd=trained).stdout == "run/samples-dog.png\n"
     done = run("sample", "run", "--label", "cat", "--count", 3, cwd=trained)
     assert done.stdout == "run/samples-cat-count3-seed0.png\n"

@@ -547,7 +547,7 @@ def test_a_limit_on_the_size_of_files(ops, frequent, tmp_path):
 def test_a_disk_that_may_only_be_read(ops, frequent, disk):
     shutil.copytree(frequent.folder, disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    assert "Read-only file system); make room or make the folder writable" in go_on(ops, Run(disk / "run", None))
+    assert "Read-only file system); make room, or make the folder" in go_on(ops, Run(disk / "run", None))
     with pytest.raises(UserError, match="cannot make the run directory"):
         Run.create(disk / "other", "x", config())
 
@@ -559,7 +559,7 @@ def test_a_folder_of_another_user(ops, frequent, disk):
         folder.chmod(0o755)
     os.seteuid(65534)
     try:
-        assert "Permission denied); make room or make the folder writable" in go_on(ops, Run(disk / "run", None))
+        assert "Permission denied); make room, or make the folder" in go_on(ops, Run(disk / "run", None))
         with pytest.raises(UserError, match="cannot make the run directory.*--out"):
             Run.create(disk / "other", "x", config())
         with pytest.raises(UserError, match="cannot write .*a.h5"):
