@@ -94,8 +94,8 @@ def refuse_unwritable(folder):
 
 def cannot_write(path, error):
     reason = os.strerror(error.errno) if error.errno else error  # h5py's own text is a page long
-    return UserError(f"cannot write {path} ({reason}); make room, or make the folder and let it be written, then go on: "
-                     "what was written before is untouched")
+    return UserError(f"cannot write {path} ({reason}); make room, or make the folder and let it be written, then go "
+                     "on: what was written before is untouched")
 
 
 def cannot_read(path, error):
