@@ -167,6 +167,7 @@ def test_pictures_and_the_density_card(tmp_path, monkeypatch):
     """The rest of the commands, once each: they keep host and device apart."""
     monkeypatch.setattr(estimates, "FIT_STEPS", 2)
     monkeypatch.setattr(card, "NAIVE", 2)
+    monkeypatch.setattr(cuda_ops, "ROWS_TOGETHER", 8)  # the emulator takes long for a card's 1,024
     monkeypatch.setattr(card, "draw", lambda *_: None)  # works on the host, and slowly
     run, t = Run.create(tmp_path / "run", "x", config(steps=1)), trainer(cuda_ops, np.float32, sigma="pixel")
     t.step()

@@ -16,9 +16,8 @@ from scipy import fft, integrate, special, stats
 from minivae.density import baselines, card, estimates, report, score
 from minivae.density.estimates import Model
 from minivae.errors import UserError
-from minivae.images import data
+from minivae.images import data, given
 from minivae.images.data import Dataset, Split
-from minivae.images.given import test_images
 from minivae.noise import Noise, numbered
 from minivae.ops import cuda_ops, numpy_ops
 from minivae.options import DENSITY
@@ -592,7 +591,7 @@ def test_card(carded):
     assert json.loads((folder / "density.json").read_text()) == found
     assert (folder / "density.png").stat().st_size > 10000
     with in_place(vae, 0.9 * vae.params.moving_statistics):  # training's own, as its losses have
-        rec, kl = Evaluation(vae, test_images(dataset).images, 5).losses()  # with the run's own seed
+        rec, kl = Evaluation(vae, given.test_images(dataset).images, 5).losses()  # with the run's own seed
     assert found["reference_protocol"] == {"images": 12, "rows": {},
                                            "figures": {"loss": rec + kl, "rec": rec, "KL": kl}}
     assert (found["step"], found["test"]["sha256"], found["left_out"]) == (17, "sha-12", [])
@@ -630,7 +629,7 @@ def parts(carded):
     """(model, x, mean, var) of the images that the card's bounds are of, dequantized."""
     vae, dataset, *_ = carded
     model = Model(vae)
-    levels = test_images(dataset).images[:9]
+    levels = given.test_images(dataset).images[:9]
     offset = card_noise(dataset, "pixels").uniform((9, 8, 8, 1)) - 0.5
     x = model.device((levels + offset) / 127.5 - 1)
     return model, x, *model.posterior(x)
@@ -638,7 +637,7 @@ def parts(carded):
 
 def card_noise(dataset, part, count=9):
     """That of the first test images."""
-    return Noise(0, part, data.hashes(test_images(dataset).images[:count]))
+    return Noise(0, part, data.hashes(given.test_images(dataset).images[:count]))
 
 
 def log_weights(model, x, mean, var, eps):
@@ -655,7 +654,7 @@ def test_bounds_are_what_their_rows_say(carded, parts):
     eps = card_noise(dataset, "ELBO").normal((score.DRAWS, 9, 2), 1)
     noise = card_noise(dataset, "IWAE")
     log_w = log_weights(model, x, mean, var, np.concatenate([noise.normal((10, 9, 2), 1) for _ in range(2)]))
-    levels = model.device(test_images(dataset).images[:9] / 127.5 - 1)
+    levels = model.device(given.test_images(dataset).images[:9] / 127.5 - 1)
     train = Noise(0, "pixels", data.hashes(dataset.train.images))
     fitted = estimates.scaled(dataset.train.images, train).astype(np.float32)
     expected = {
