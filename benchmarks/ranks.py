@@ -137,7 +137,7 @@ def main():
     from mpi4py import MPI
 
     results = {"machine": machine.describe(), "torch": version("torch"), "milliseconds": medians,
-               "mpi": MPI.Get_library_version().splitlines()[0].replace("\t", " ").strip("\0")}
+               "mpi": " ".join(MPI.Get_library_version().splitlines()[0].strip("\0").split())}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     text = report(results)
     write_between("ranks", text, PAGE)
