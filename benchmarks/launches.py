@@ -8,8 +8,9 @@ import numpy as np
 
 from minivae.ops import cuda_module, cuda_ops, host
 
-# kernel: None, or what runs it; after: the places in the graph of the launches that it waits for
-Launch = namedtuple("Launch", "name kernel grid block args shared after")
+# kernel: None, or what runs it; after: the places in the graph of the launches that it waits for; early: whether it may
+# begin while the one that it waits for still runs
+Launch = namedtuple("Launch", "name kernel grid block args shared after early")
 
 
 class Recorder:
@@ -52,7 +53,8 @@ class Recorder:
 
 def ops_on(recorder, capability=90, multiprocessors=132):
     """cuda_ops on NumPy's arrays, with its launches handed to the recorder."""
-    cuda_module.use(np, recorder.module, capability, multiprocessors, stream=recorder.stream())
+    cuda_module.use(np, recorder.module, capability, multiprocessors, stream=recorder.stream(),
+                    launch_early=_Function.launch_early)
     return SimpleNamespace(**vars(cuda_ops) | {"xp": np, "DoubleBuffer": host.DoubleBuffer,
                                                "free_memory": host.free_memory})
 
@@ -66,14 +68,21 @@ class _Function:
         self.kernel = kernel
         self.max_dynamic_shared_size_bytes = 0
 
-    def __call__(self, grid, block, args, shared_mem=0):
+    def launch_early(self, stream, grid, block, args, shared_mem):
+        """As early_launch.launch, for a launch that waits for the one ahead of it on its stream and for no other."""
+        assert stream is self.recorder.streams[-1] and stream.ends == {stream.last}
+        self(grid, block, args, shared_mem, early=True)
+
+    def __call__(self, grid, block, args, shared_mem=0, early=False):
         launches = self.recorder.launches
         if self.kernel:
             self.kernel.max_dynamic_shared_size_bytes = self.max_dynamic_shared_size_bytes
         if self.recorder.capturing:
             stream = self.recorder.streams[-1]
-            launches.append(Launch(self.name, self.kernel, grid, block, args, shared_mem, frozenset(stream.ends)))
-            stream.ends = {len(launches) - 1}
+            launches.append(Launch(self.name, self.kernel, grid, block, args, shared_mem, frozenset(stream.ends),
+                                   early))
+            stream.last = len(launches) - 1
+            stream.ends = {stream.last}
         elif self.kernel:
             self.kernel(grid, block, args, shared_mem)
 
@@ -81,8 +90,11 @@ class _Function:
 class _Stream:
     """The part of cupy.cuda.Stream, and of a graph, that cuda_module uses. An event is the launches it comes after."""
 
+    ptr = 0
+
     def __init__(self, non_blocking):
         self.ends = set()  # the launches that the next one waits for
+        self.last = None  # the launch on it that came last
 
     def __enter__(self):
         self.recorder.streams.append(self)

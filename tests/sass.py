@@ -1,4 +1,4 @@
-"""Machine code of compiled kernels, as the nvidia-cuda-nvdisasm wheel prints it: loops, instructions, loads."""
+"""Machine code of compiled kernels, as the nvidia-cuda-nvdisasm wheel prints it: instructions, loops, loads."""
 
 import importlib.util
 import re
@@ -19,21 +19,32 @@ def disassembler():
     return next((path for path in found if path.exists()), None)
 
 
+def instructions(cubin, folder):
+    """{symbol: [instruction]} of a cubin, in the order in which they are stored."""
+    return {symbol: [instruction for _, instruction in lines if instruction]
+            for symbol, lines in _lines(cubin, folder).items()}
+
+
 def loops(cubin, folder):
     """{symbol: [the instructions of each loop]} of a cubin; inner loops are part of those around them too."""
+    return {symbol: _loops(lines) for symbol, lines in _lines(cubin, folder).items()}
+
+
+def _lines(cubin, folder):
+    """{symbol: [(label, instruction), of which one is empty]}"""
     path = folder / "kernels.cubin"
     path.write_bytes(cubin)
     text = subprocess.run([disassembler(), path], capture_output=True, text=True, check=True).stdout
     sections = re.split(r"\n\s*\.section\s+", text)
-    return {section.split(",")[0].removeprefix(".text."): _loops(section) for section in sections
+    return {section.split(",")[0].removeprefix(".text."): LINE.findall(section) for section in sections
             if section.startswith(".text.")}
 
 
-def _loops(section):
+def _loops(lines):
     code = []
     labels = {}
     found = []
-    for label, instruction in LINE.findall(section):
+    for label, instruction in lines:
         if label:
             labels[label] = len(code)
             continue
@@ -44,8 +55,13 @@ def _loops(section):
     return found
 
 
+def places(instructions, names):
+    """Where instructions of these names, a regular expression, stand."""
+    return [i for i, instruction in enumerate(instructions) if re.match(rf"(@\S+ )?({names})\b", instruction)]
+
+
 def count(loop, name):
-    return sum(1 for instruction in loop if re.match(rf"(@\S+ )?{name}\b", instruction))
+    return len(places(loop, name))
 
 
 def loads_in_flight(loop):

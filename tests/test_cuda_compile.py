@@ -111,22 +111,33 @@ def right_instructions(found):
 
 
 @pytest.fixture(scope="module")
-def loops(compiled, tmp_path_factory):
-    """loops(source): {kernel: [instructions of each loop]} on the reference card, in float32."""
+def read(compiled, tmp_path_factory):
+    """read(reader, source, dtype): {kernel: what reader, of sass.py, finds in it} on the reference card."""
     if not sass.disassembler():
         pytest.skip("machine code is read by the nvidia-cuda-nvdisasm wheel, which there is for Linux")
 
-    def loops(title):
-        found = compiled[REFERENCE, title, "float32"]
-        by_symbol = sass.loops(found.cubin, tmp_path_factory.mktemp("sass"))
+    def read(reader, title, dtype="float32"):
+        found = compiled[REFERENCE, title, dtype]
+        by_symbol = reader(found.cubin, tmp_path_factory.mktemp("sass"))
         return {kernel.name: by_symbol[kernel.symbol] for kernel in found.kernels}
 
-    return loops
+    return read
 
 
-def test_instructions_of_a_unit(loops):
+@pytest.mark.parametrize("title", SOURCES)
+def test_each_kernel_waits_for_the_launch_ahead(read, title):
+    """Before its first access to global memory; and none reads as if nobody else could write what it reads."""
+    for dtype in SOURCES[title][1]:
+        for name, code in read(sass.instructions, title, dtype).items():
+            waits = sass.places(code, "ACQBULK")
+            assert waits and waits[0] < sass.places(code, "LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG")[0], name
+            assert len(sass.places(code, "PREEXIT")) == 1, name
+            assert not any("CONSTANT" in instruction for instruction in code), name
+
+
+def test_instructions_of_a_unit(read):
     """The innermost loop of each product takes as many as gpu_model.py counts on, give or take a compiler's tenth."""
-    found = loops("tensor products")
+    found = read(sass.loops, "tensor products")
     for op, tiles in gpu_model.INSTRUCTIONS.items():
         for title, expected in tiles.items():
             tile = getattr(cuda_conv, title)
@@ -134,16 +145,16 @@ def test_instructions_of_a_unit(loops):
             inner = min((loop for loop in found[cuda_conv._name(op, True, tile)] if sass.count(loop, "HMMA")), key=len)
             assert sass.count(inner, "HMMA") == mmas, (op, title)
             assert len(inner) == pytest.approx(expected, rel=0.1), (op, title)
-    assert len(max(loops("spectrum")["mix"], key=len)) == pytest.approx(gpu_model.MIX, rel=0.1)
+    assert len(max(read(sass.loops, "spectrum")["mix"], key=len)) == pytest.approx(gpu_model.MIX, rel=0.1)
 
 
-def test_loads_of_the_last_block_are_on_their_way_at_once(loops):
+def test_loads_of_the_last_block_are_on_their_way_at_once(read):
     """One behind the other, they would take longer than the rest of the kernel."""
-    for name, found in loops("tensor products").items():
+    for name, found in read(sass.loops, "tensor products").items():
         if name.startswith(("product<CONV,", "product<CONV_DX,")):  # those that merge moments
             assert max(map(sass.loads_in_flight, found)) >= 20, name
     for name, least in (("batch_norm_sums<1>", 6), ("batch_norm_sums<4>", 6)):
-        assert max(map(sass.loads_in_flight, loops("norm")[name])) >= least, name
+        assert max(map(sass.loads_in_flight, read(sass.loops, "norm")[name])) >= least, name
 
 
 def test_a_mistake_is_told():

@@ -12,12 +12,13 @@ from minivae.ops import cuda_module
 
 pytestmark = pytest.mark.long
 
-# What is planted in the place of what, in device.h and tiles.cu
+# What is planted in the place of what, in device.h, product.cu and tiles.cu
 FAULTS = {
     "no fence for those who read": ("if (last) __threadfence();", ""),
     "the last block but one goes on": ("== blocks - 1;", "== (blocks > 1 ? blocks - 2 : 0);"),
     "one slot for two tiles": ("2 * (first + r) + (r == 0)", "2 * (first + r)"),
     "no fence for those who wrote": ("__threadfence();\n  __syncthreads();", "__syncthreads();"),
+    "no wait for the launch ahead": ("wait_for_launch_ahead();  //", "//"),
 }
 
 
@@ -48,5 +49,5 @@ def test_a_planted_fault_is_seen(monkeypatch, fault):
     assert any(whole in code(source, np.float32) for source, _ in EXERCISES)
     monkeypatch.setattr(cuda_module.Source, "code", lambda *args: code(*args).replace(whole, broken))
     _, products = EXERCISES[0]
-    with pytest.raises(emulator.EmulatorError, match="race|atomicAdd"):
+    with pytest.raises(emulator.EmulatorError, match="race|atomicAdd|launch_ahead"):
         run(products)

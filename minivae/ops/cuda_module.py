@@ -6,16 +6,18 @@ so templates need no wrapper.
 """
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from minivae.errors import UserError
-from minivae.ops import host
+from minivae.ops import early_launch, host
 
 KERNELS = Path(__file__).with_name("kernels")
 INSTALL = "pip install -r requirements-gpu.txt"
 TENSOR_CORES = 80  # the compute capability from which mma takes tf32
+EARLY_LAUNCHES = 90  # that from which a launch may begin while the one ahead of it still runs
 SYNCHRONOUS = False  # an operation returns before the GPU has done it; looking at a result would wait
 IMAGES_AT_ONCE = 1024  # of an evaluation: enough to fill the GPU
 ROWS_TOGETHER = 1024  # of an estimate of ln p(x): no kernel rounds a row otherwise because of the others
@@ -26,25 +28,29 @@ capability = 0  # 90 for compute capability 9.0
 multiprocessors = 0  # of the GPU: work is cut into shares for each of them
 shared_memory = 0  # bytes of each of them
 _raw_module = None
+_launch_early = None
 _stream = None
 _generation = 0  # counts use(): what was compiled or allocated under another array module is not used again
 _branch = None  # the name of the branch whose operations are being launched
 _streams = {}  # while a graph is recorded: {None: its own stream, name of a branch: the branch's}
+_launched = set()  # then, the branches in whose stream a launch of ours came last
 
 
 def use(array_module, raw_module, compute_capability=90, multiprocessor_count=132, shared_bytes=228 * 1024,
-        stream=None):
+        stream=None, launch_early=None):
     """Take arrays from array_module and kernels from raw_module: (cupy, cupy.RawModule), or stand-ins for the two.
 
     stream: the current stream, on which everything runs; None for a stand-in, which has no graphs to replay.
+    launch_early: early_launch.launch, or a stand-in where graphs are recorded.
     """
-    global xp, capability, multiprocessors, shared_memory, _raw_module, _stream, _generation
+    global xp, capability, multiprocessors, shared_memory, _raw_module, _launch_early, _stream, _generation
     _scratch.clear()
     xp = array_module
     capability = compute_capability
     multiprocessors = multiprocessor_count
     shared_memory = shared_bytes
     _raw_module = raw_module
+    _launch_early = launch_early
     _stream = stream
     _generation += 1
 
@@ -52,9 +58,10 @@ def use(array_module, raw_module, compute_capability=90, multiprocessor_count=13
 def require_gpu(precision="tf32"):
     """Run on the first GPU from now on, in precision "tf32" or "fp32". UserError says what is missing."""
     try:
+        import cuda.bindings.driver  # noqa: F401
         import cupy
     except ImportError as e:
-        raise UserError(f"--gpu needs CuPy ({e}); get it with: {INSTALL}") from e
+        raise UserError(f"--gpu needs CuPy and cuda-bindings ({e}); get them with: {INSTALL}") from e
     try:
         found = cupy.cuda.runtime.getDeviceCount()
         cupy.cuda.nvrtc.getVersion()
@@ -67,7 +74,7 @@ def require_gpu(precision="tf32"):
     stream.use()
     device = cupy.cuda.Device()
     use(cupy, cupy.RawModule, int(device.compute_capability), device.attributes["MultiProcessorCount"],
-        device.attributes["MaxSharedMemoryPerMultiprocessor"], stream)
+        device.attributes["MaxSharedMemoryPerMultiprocessor"], stream, early_launch.launch)
     set_precision(precision)
 
 
@@ -86,9 +93,11 @@ def address(array):
     return array.ctypes.data if xp is np else array.data.ptr
 
 
-def stream_address():
-    """Where the current stream is; a stand-in has one alone."""
-    return xp.cuda.get_current_stream().ptr if _stream else 0
+def hand_over_stream():
+    """Where the current stream is, for a library to launch on, whose launch is then the one ahead; 0 for a stand-in."""
+    _launched.discard(_branch)
+    stream = _streams.get(_branch, _stream)
+    return stream.ptr if stream else 0
 
 
 class Source:
@@ -124,7 +133,11 @@ class Source:
             self._shared[function] = shared
             function.max_dynamic_shared_size_bytes = shared
             function.preferred_shared_memory_carveout = 100  # %: the cache gets what the blocks leave
-        function(_tuple(grid), _tuple(block), tuple(_argument(a, dtype) for a in args), shared_mem=shared)
+        early = _branch in _launched and capability >= EARLY_LAUNCHES
+        start = partial(_launch_early, function, _streams[_branch]) if early else function
+        start(_tuple(grid), _tuple(block), tuple(_argument(a, dtype) for a in args), shared_mem=shared)
+        if _streams:
+            _launched.add(_branch)
 
     def _function(self, name, dtype):
         key = _generation, name, dtype
@@ -226,6 +239,7 @@ def _record(step, stream):
             raise
         finally:
             _streams.clear()
+            _launched.clear()
         return stream.end_capture()
 
 
@@ -245,6 +259,7 @@ def branch(name):
         else:
             stream = _streams.setdefault(name, type(_stream)(non_blocking=True))
             stream.wait_event(_streams[outer].record())
+            _launched.discard(name)
             with stream:
                 yield
     finally:
@@ -255,6 +270,7 @@ def join(name):
     """What follows waits for the branches of that name."""
     if name != _branch and name in _streams:
         _streams[_branch].wait_event(_streams[name].record())
+        _launched.discard(_branch)
 
 
 def beside(first, second):

@@ -29,11 +29,11 @@ class Communicator:
 
     def all_reduce(self, array):
         """Each element becomes the sum of all processes'."""
-        self.communicator.allReduce(*self._in_place(array), self.nccl.NCCL_SUM, cuda_module.stream_address())
+        self.communicator.allReduce(*self._in_place(array), self.nccl.NCCL_SUM, cuda_module.hand_over_stream())
 
     def broadcast(self, array):
         """Each element becomes that of process 0."""
-        self.communicator.broadcast(*self._in_place(array), 0, cuda_module.stream_address())
+        self.communicator.broadcast(*self._in_place(array), 0, cuda_module.hand_over_stream())
 
     def _in_place(self, array):
         """Where from, where to, how many, of which type."""

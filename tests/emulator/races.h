@@ -4,7 +4,8 @@
 // which stand in for the sanitizer's own. An access to one of the kernel's arrays must come after the last write of
 // another block (a write also after other blocks' reads). Blocks are ordered only as CUDA orders them: what a thread
 // wrote before its __threadfence, before an atomicAdd of its block, comes before what a thread does after a
-// __threadfence that follows an atomicAdd which found the first one's sum.
+// __threadfence that follows an atomicAdd which found the first one's sum. And each access must come after the thread's
+// wait_for_launch_ahead.
 #include <map>
 #include <set>
 #include <unordered_map>
@@ -63,6 +64,9 @@ UNSEEN static void access(const void* p, size_t bytes, bool write) {
   const uintptr_t begin = (uintptr_t)p;
   bool inside = false;
   for (const auto& array : arrays) inside |= begin >= array.first && begin < array.second;
+  if (inside && !emu::current->waited && !message[0])
+    snprintf(message, sizeof message, "an access before wait_for_launch_ahead: block %d, thread %d", block(),
+             emu::current->index);
   if (inside) look(begin, bytes, write);
   busy = false;
 }

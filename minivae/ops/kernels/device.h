@@ -65,6 +65,20 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif
 }
+
+// A launch may begin while the one ahead of it still runs (early_launch.py; from sm_90 on, and empty elsewhere). It waits
+// before it touches an array: from then on all that the launches ahead wrote is there.
+__device__ __forceinline__ void wait_for_launch_ahead() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// The next launch may begin when every block has called this or ended, as far as there is room for its blocks.
+__device__ __forceinline__ void let_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 #endif
 
 // What a product of two factors is multiplied by after mma, which reads 10 bits of a factor's mantissa and drops the rest.
@@ -72,6 +86,12 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
 // mantissas, so the products' mean error becomes 0. One that has no more bits (such as 1) counts for 3e-4 too much, less
 // than the 5e-4 that rounding may cost. Rounding each factor would take an instruction for each and as much time as mma.
 constexpr T TF32_PRODUCT = (1 + 0.6931472f / 2048) * (1 + 0.6931472f / 2048);
+
+// What every kernel but a product begins with.
+__device__ __forceinline__ void begin() {
+  wait_for_launch_ahead();
+  let_next_launch_begin();
+}
 
 // V neighbouring values, loaded and stored 16 bytes at a time.
 template <int V> struct alignas(V == 4 ? 16 : sizeof(T)) Vec {

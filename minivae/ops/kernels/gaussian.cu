@@ -13,6 +13,7 @@ __device__ __forceinline__ T sigmoid(T s) { return 1 / (1 + exp(-s)); }
 // An image has about ten latents, so each image gets a warp, whose lanes take the latents in turn and add by shuffles.
 __global__ void latent(const T* mean, const T* s, const T* eps, int analytic, int images, int size, T* z, T* var,
                        T* kl) {
+  begin();
   const int image = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
   if (image >= images) return;
   T sum = 0;
@@ -33,6 +34,7 @@ __global__ void latent(const T* mean, const T* s, const T* eps, int analytic, in
 // Each of a few hundred elements gets a thread.
 __global__ void latent_dx(const T* dz, const T* mean, const T* s, const T* eps, int analytic, T scale, const T* z,
                           const T* var, int count, T* dmean, T* ds) {
+  begin();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const T d = dz[i] + scale * (analytic ? mean[i] : z[i]), v = var[i];
@@ -44,6 +46,7 @@ __global__ void latent_dx(const T* dz, const T* mean, const T* s, const T* eps, 
 //   plain: zy[...] = np.concatenate([z, np.eye(zy.shape[1] - z.shape[1])[labels]], axis=1)
 // Each value of zy gets a thread; `size` of a row's `width` values are z's.
 __global__ void append_label(const T* z, const int* labels, int size, int width, int count, T* zy) {
+  begin();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const int n = i / width, column = i % width;
@@ -52,6 +55,7 @@ __global__ void append_label(const T* z, const int* labels, int size, int width,
 
 //   plain: dz[...] = dzy[:, : dz.shape[1]]
 __global__ void append_label_dx(const T* dzy, int size, int width, int count, T* dz) {
+  begin();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) dz[i] = dzy[i / size * width + i % size];
 }
@@ -59,6 +63,7 @@ __global__ void append_label_dx(const T* dzy, int size, int width, int count, T*
 //   plain: x_hat[...] = np.tanh(a + b)
 // Each value gets a thread.
 __global__ void bias_tanh(const T* a, const T* b, int c, int count, T* x_hat) {
+  begin();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) x_hat[i] = tanh(a[i] + b[i % c]);
 }
@@ -102,6 +107,7 @@ template <int V>
 __global__ void tanh_gaussian(const T* a, const T* b, const T* x, const T* log_sigma, T scale, int images, int size,
                               int c, int parts, T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
   SHARED(T, s, [2 * IMAGE_THREADS * V]);
+  begin();
   const T precision = exp(-2 * log_sigma[0]);
   const size_t image = blockIdx.x / parts * (size_t)size;
   T bias[V], sum[V] = {}, square[V] = {};
@@ -140,6 +146,7 @@ __global__ void tanh_gaussian(const T* a, const T* b, const T* x, const T* log_s
 __global__ void tanh_gaussian_pixel(const T* a, const T* b, const T* x, T scale, int images, int size, int c, int parts,
                                     T* partial, unsigned* counter, T* x_hat, T* rec, T* da, T* db) {
   SHARED(T, s, [3 * IMAGE_THREADS]);
+  begin();
   const size_t image = blockIdx.x / parts * (size_t)size;
   const int channel = threadIdx.x % c, row = threadIdx.x / c;
   T sum = 0, sum2 = 0, terms = 0;
@@ -173,6 +180,7 @@ __device__ T sum_images(const T* rec, int images) {
 
 //   plain: dlog_sigma[0] = scale * (size - 2 * (rec - size * log_sigma[0])).sum()
 __global__ void log_sigma_dx(const T* rec, const T* log_sigma, int size, T scale, int images, T* dlog_sigma) {
+  begin();
   const T sum = sum_images(rec, images), all = (T)images * size;
   if (threadIdx.x == 0) dlog_sigma[0] = scale * (all - 2 * (sum - all * log_sigma[0]));
 }
@@ -180,6 +188,7 @@ __global__ void log_sigma_dx(const T* rec, const T* log_sigma, int size, T scale
 //   plain: log_sigma[0] = np.log(max(2 * rec.mean() / size, SIGMA_FLOOR**2)) / 2
 // A NaN stays a NaN.
 __global__ void fit_sigma(const T* rec, int size, int images, T* log_sigma) {
+  begin();
   const T mean = 2 * sum_images(rec, images) / images / size;
   if (threadIdx.x == 0) log_sigma[0] = log(mean < SIGMA_FLOOR2 ? SIGMA_FLOOR2 : mean) / 2;
 }

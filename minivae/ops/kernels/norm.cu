@@ -25,6 +25,7 @@ template <int V> struct Constants {  // of a thread's channels: u = (x - mean) s
 template <int V>
 __global__ void batch_moments(const T* x, int rows, int c, int columns, T* partial, unsigned* counters, T* moments) {
   SHARED(T, s, [THREADS * V]);
+  begin();
   const Place<V> at(c, columns);
   T mean[V] = {}, spread[V] = {};
   auto rows_of = [&](int block) {
@@ -75,6 +76,7 @@ __global__ void batch_moments(const T* x, int rows, int c, int columns, T* parti
 template <int V>
 __global__ void batch_norm(const T* x, const T* moments, const T* gamma, const T* beta, T slope, T* moving, T decay,
                            T gain, int rows, int c, int columns, T* y) {
+  begin();
   const Place<V> at(c, columns);
   if (!at.inside) return;
   const Constants<V> is(moments, gamma, beta, at.channel, c);
@@ -140,6 +142,7 @@ __global__ void __launch_bounds__(THREADS, 16 / sizeof(T))
 batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope, T fraction, int rows,
                 int c, int columns, T* partial, unsigned* counters, T* dx, T* dgamma, T* dbeta) {
   SHARED(T, s, [THREADS * V]);
+  begin();
   const Place<V> at(c, columns);
   const Constants<V> is(moments, gamma, beta, at.inside ? at.channel : 0, c);
   T sums[2][V] = {};  // of g and of g (x - mean)
@@ -166,6 +169,7 @@ batch_norm_sums(const T* dy, const T* x, const T* moments, const T* gamma, const
 template <int V>
 __global__ void batch_norm_dx(const T* dy, const T* x, const T* moments, const T* gamma, const T* beta, T slope,
                               T fraction, const T* by_gamma, const T* by_beta, int rows, int c, int columns, T* dx) {
+  begin();
   const Place<V> at(c, columns);
   if (!at.inside) return;
   const Constants<V> is(moments, gamma, beta, at.channel, c);
@@ -176,6 +180,7 @@ __global__ void batch_norm_dx(const T* dy, const T* x, const T* moments, const T
 //   plain: moving[...] = decay * moving + (1 - decay) * moments
 // A handful of values, where batch_norm does not do it.
 __global__ void moving_average(const T* moments, T decay, T gain, int count, T* moving) {
+  begin();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) moving[i] = decay * moving[i] + gain * moments[i];
 }

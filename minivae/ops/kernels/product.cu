@@ -76,9 +76,9 @@ __device__ __forceinline__ void multiply(T (&acc)[WM / 16][WN / 8][4], const T* 
 // `units` in all.
 template <Op OP, bool TENSOR, int BM, int BN, int WM, int WN, bool VECTOR, int BLOCKS>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
-product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T* moments, T* partial,
-        unsigned* counters, T* tiles, unsigned* tile_counters, int images, int H, int W, int I, int h, int w, int O,
-        int kernel, int stride, int top, int left, int share, int units, int row_tiles_in_all) {
+product(const T* a, const T* b, T* out, T* moments, T* partial, unsigned* counters, T* tiles, unsigned* tile_counters,
+        int images, int H, int W, int I, int h, int w, int O, int kernel, int stride, int top, int left, int share,
+        int units, int row_tiles_in_all) {
   constexpr int V = VECTOR ? 16 / sizeof(T) : 1;
   using LoadA = typename Operand<OP, BM, V>::A;
   using LoadB = typename OperandB<OP, BN, V>::B;
@@ -108,6 +108,7 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
       Cursor<V> cursor(channels, c.wide, from);
       T acc[WM / 16][WN / 8][4] = {};
       auto run = [&](auto& load_a, auto& load_b) {
+        wait_for_launch_ahead();  // only now: where the operands are was found out beside the launch ahead
         __syncthreads();  // the tile before has been read
         for (int u = 1 - STAGES; u < count; ++u) {  // the first rounds only fill buffers
           if (u >= 0) {
@@ -128,6 +129,7 @@ product(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ out, T
           const T* now = buffers + u % STAGES * (A::VALUES + B::VALUES);
           multiply<TENSOR, A, B, WM, WN>(acc, now, now + A::VALUES, wm, wn);
         }
+        if (unit == end) let_next_launch_begin();  // not before: its blocks would take the place of other branches'
       };
       if constexpr (OP == CONV_DW) {
         LoadA load_a(a, s, m0);

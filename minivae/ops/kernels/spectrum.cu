@@ -4,6 +4,7 @@
 //   plain: error[...] = x_hat - x
 // Each value gets a thread.
 __global__ void subtract(const T* x_hat, const T* x, int count, T* error) {
+  begin();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) error[i] = x_hat[i] - x[i];
 }
@@ -14,6 +15,7 @@ template <int V>
 __global__ void bias_tanh_dx(const T* dy, const T* y, int rows, int c, int columns, T* partial, unsigned* counters,
                              T* da, T* db) {
   SHARED(T, s, [THREADS * V]);
+  begin();
   const Place<V> at(c, columns);
   T sum[1][V] = {};
   for (int r = at.row; at.inside && r < rows; r += at.step) {
@@ -41,6 +43,7 @@ __global__ void mix(const T* a, const T* b, int m, int inner, int n, int a_step,
   constexpr int GROUPS = THREADS / SIDE, RESULTS = SIDE / GROUPS;
   SHARED(T, left, [SIDE][SIDE]);
   SHARED(T, right, [SIDE][SIDE]);
+  begin();
   const int column = threadIdx.x % SIDE, group = threadIdx.x / SIDE;
   const int n0 = blockIdx.x * SIDE, m0 = blockIdx.y * SIDE;
   a += (size_t)blockIdx.z * a_step;
@@ -75,6 +78,7 @@ __global__ void mix(const T* a, const T* b, int m, int inner, int n, int a_step,
 template <int V>
 __global__ void student(const T* f, const T* log_scale, const T* b, T nu, T constant, int size, T* rec, T* weight) {
   SHARED(T, s, [2 * THREADS]);
+  begin();
   const size_t image = (size_t)blockIdx.x * size;
   T d = 0, logs = 0;
   for (int i = threadIdx.x * V; i < size; i += THREADS * V) {
@@ -100,6 +104,7 @@ template <int V>
 __global__ void student_dx(const T* f, const T* log_scale, const T* b, const T* weight, T scale, int rows, int c,
                            int columns, T* partial, unsigned* counters, T* df, T* dlog_scale, T* db) {
   SHARED(T, s, [THREADS * V]);
+  begin();
   const Place<V> at(c, columns);
   const Vec<V> shared_scale = load<V>(b + (at.inside ? at.channel : 0));
   T sum[1][V] = {};
@@ -122,6 +127,7 @@ __global__ void student_dx(const T* f, const T* log_scale, const T* b, const T* 
 // The first of the three steps of log_energy; the second is a product.
 //   plain: energy[...] = np.log(f**2 @ pool.T + PIXEL_VAR)
 __global__ void squares(const T* f, int count, T* square) {
+  begin();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) square[i] = f[i] * f[i];
 }
@@ -129,6 +135,7 @@ __global__ void squares(const T* f, int count, T* square) {
 // The third, in place.
 //   plain: energy[...] = np.log(f**2 @ pool.T + PIXEL_VAR)
 __global__ void log_energy(int count, T* energy) {
+  begin();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) energy[i] = log(energy[i] + PIXEL_VAR);
 }
@@ -137,6 +144,7 @@ __global__ void log_energy(int count, T* energy) {
 // Each value gets a thread, which goes through the bands. Training does not need it, so it need not be fast.
 __global__ void log_energy_dx(const T* denergy, const T* f, const T* pool, const T* energy, int size, int bands,
                               int count, T* df) {
+  begin();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const int image = i / size;

@@ -22,6 +22,7 @@ __device__ __forceinline__ uint4 random_words(unsigned long long seed, unsigned 
 //   plain: out[...] = philox.normals(seed, stream, t[0], out.size).reshape(out.shape)
 // A thread makes the four normals of one counter, in double as NumPy does, whatever T is: a batch needs a few hundred.
 __global__ void normal(unsigned long long seed, unsigned stream, const long long* t, int count, T* out) {
+  begin();
   const int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
   if (i >= count) return;
   const uint4 w = random_words(seed, stream, t[0], i);
@@ -40,6 +41,7 @@ __global__ void normal(unsigned long long seed, unsigned stream, const long long
 // blockIdx.x is the image's place in the batch, blockIdx.y a part of the image; a thread turns four bytes into four
 // values. `size`, the values of an image, is a multiple of 4, since height and width are even.
 __global__ void gather(const unsigned char* images, const int* index, const long long* t, int window, int size, T* x) {
+  begin();
   const int batch = gridDim.x, row = index[t[0] % window * batch + blockIdx.x];
   const unsigned char* from = images + (size_t)row * size;
   T* to = x + (size_t)blockIdx.x * size;
@@ -53,6 +55,7 @@ __global__ void gather(const unsigned char* images, const int* index, const long
 
 //   plain: labels[...] = table[t[0] % len(table)]
 __global__ void take_labels(const int* table, const long long* t, int window, int images, int* labels) {
+  begin();
   const int n = blockIdx.x * blockDim.x + threadIdx.x;
   if (n < images) labels[n] = table[t[0] % window * images + n];
 }
@@ -62,6 +65,7 @@ __global__ void take_labels(const int* table, const long long* t, int window, in
 // A thread takes the four values of one counter, in double as NumPy does, so that they have the same bits. `count` is a
 // multiple of 4, as in gather, and so is `first`.
 __global__ void dequantize(unsigned long long seed, unsigned stream, const long long* t, int first, int count, T* x) {
+  begin();
   const int i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
   if (i >= count) return;
   const uint4 w = random_words(seed, stream, t[0], first + i);
@@ -74,6 +78,7 @@ __global__ void dequantize(unsigned long long seed, unsigned stream, const long 
 //   plain: rate[0] = lr[0] * np.sqrt(1 - beta2 ** (t[0] + 1)) / (1 - beta1 ** (t[0] + 1))
 // lr and t are read on the device, so that a captured graph follows them.
 __global__ void adam_rate(const double* lr, const long long* t, double beta1, double beta2, T* rate) {
+  begin();
   const double count = t[0] + 1;
   rate[0] = lr[0] * sqrt(1 - pow(beta2, count)) / (1 - pow(beta1, count));
 }
@@ -86,6 +91,7 @@ __global__ void adam_rate(const double* lr, const long long* t, double beta1, do
 template <int V>
 __global__ void adam(const T* rate, double beta1, double beta2, T eps, int size, T* values, const T* grads, T* m,
                      T* v) {
+  begin();
   const T step = rate[0];
   const T keep1 = beta1, keep2 = beta2, take1 = 1 - beta1, take2 = 1 - beta2;
   const size_t stride = (size_t)gridDim.x * blockDim.x * V;
@@ -108,6 +114,7 @@ __global__ void adam(const T* rate, double beta1, double beta2, T eps, int size,
 //   plain: total += term
 // A thread takes V values.
 template <int V> __global__ void add(const T* term, int size, T* total) {
+  begin();
   const int i = (blockIdx.x * blockDim.x + threadIdx.x) * V;
   if (i >= size) return;
   Vec<V> sum = load<V>(total + i);
@@ -121,6 +128,7 @@ template <int V> __global__ void add(const T* term, int size, T* total) {
 // One block adds in double. It ends the step, and nothing else runs beside it.
 __global__ void record(const T* rec, const T* kl, int images, int window, long long* t, double* history) {
   SHARED(double, s, [2 * THREADS]);
+  begin();
   double sum[2] = {};
   for (int n = threadIdx.x; n < images; n += THREADS) {
     sum[0] += rec[n];
