@@ -70,7 +70,8 @@ def test_all_values_stay_in_registers_on_all_cards(compiled_in_full):
 
 
 @pytest.mark.parametrize("title, dtype, tiles", [
-    ("tensor products", "float32", (cuda_conv.LARGE, cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW)),
+    ("tensor products", "float32", (cuda_conv.LARGE, cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.WIDE,
+                                     cuda_conv.NARROW)),
     ("products", "float32", (cuda_conv.MEDIUM, cuda_conv.SCALAR, cuda_conv.NARROW)),
     ("double products", "float64", (cuda_conv.MEDIUM_DOUBLE, cuda_conv.SCALAR, cuda_conv.NARROW))])
 def test_as_many_blocks_fit_a_multiprocessor_as_cuda_conv_counts_on(compiled, title, dtype, tiles):

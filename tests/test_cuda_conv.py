@@ -13,7 +13,8 @@ PRECISIONS = {"tf32": (np.float32, 1e-3), "fp32": (np.float32, 2e-6), "float64":
 # images, geometry, channels of the big and the small side
 RAGGED = [(3, Geometry(7, 5, 5, 2), 8, 12), (3, Geometry(7, 6, 3, 2), 3, 5), (9, Geometry(8, 7, 5, 2), 3, 36),
           (2, Geometry(9, 6, 5, 3), 1, 4), (5, Geometry(3, 4, 3, 1), 8, 36), (5, Geometry(1, 2, 5, 2), 4, 8),
-          (2, Geometry(5, 3, 1, 2), 4, 4), (9, Geometry(6, 7, 5, 2), 2, 16), (1, Geometry(4, 4, 3, 1), 1, 1)]
+          (2, Geometry(5, 3, 1, 2), 4, 4), (9, Geometry(6, 7, 5, 2), 2, 16), (1, Geometry(4, 4, 3, 1), 1, 1),
+          (12, Geometry(7, 6, 7, 2), 3, 68)]
 LARGE = [(12, Geometry(7, 6, 5, 2), 8, 68), (30, Geometry(5, 4, 3, 2), 68, 8)]  # of several LARGE tiles each way
 REFERENCE = [(1, Geometry(32, 32, 3, 2), 3, 32), (2, Geometry(16, 16, 3, 2), 32, 64),
              (3, Geometry(8, 8, 3, 2), 64, 128), (1, Geometry(8, 8, 5, 2), 128, 512),

@@ -27,15 +27,18 @@ POINT = Geometry(1, 1, 1, 1)
 
 # Rows and columns of a block and of a warp; loads of 16 bytes, or of one value where channels do not come in fours;
 # blocks per multiprocessor that its registers allow. LARGE keeps tensor cores busiest, MEDIUM has more blocks for small
-# products, SCALAR takes any shape, NARROW is for the few columns of CONV_DX_ALL. A MEDIUM tile of doubles takes the
-# registers of a LARGE one.
+# products, SCALAR takes any shape, WIDE is for many pixels of 3 channels, whose single values would be copied into
+# several SCALAR tiles, NARROW for the few columns of CONV_DX_ALL. A MEDIUM tile of doubles takes the registers of a LARGE
+# one.
 Tile = namedtuple("Tile", "rows columns warp_rows warp_columns vector blocks")
 LARGE = Tile(128, 64, 64, 32, True, 2)
 MEDIUM = Tile(64, 64, 32, 32, True, 3)
 MEDIUM_DOUBLE = MEDIUM._replace(blocks=2)
 SCALAR = Tile(64, 32, 32, 16, False, 3)
+WIDE = LARGE._replace(vector=False)
 NARROW = Tile(128, 16, 32, 16, True, 3)
 OPERATIONS = ("CONV", "CONV_DX", "CONV_DW")
+OF_TILE = {WIDE: ("CONV", "CONV_DW"), NARROW: ("CONV_DX_ALL",)}  # the others take all three
 
 
 def _name(op, tensor, tile):
@@ -43,16 +46,16 @@ def _name(op, tensor, tile):
 
 
 def _source(tensor, tiles):
-    names = [_name(op, tensor, tile) for tile in tiles for op in OPERATIONS] + [_name("CONV_DX_ALL", tensor, NARROW)]
+    names = [_name(op, tensor, tile) for tile in tiles for op in OF_TILE.get(tile, OPERATIONS)]
     return cuda_module.Source("window.cu", "operands.cu", "tiles.cu", "product.cu", names=names, THREADS=THREADS,
                               STAGES=STAGES, UNIT_BYTES=UNIT_BYTES, ALONG_PAD_BYTES=ALONG_PAD_BYTES,
                               ACROSS_PAD_BYTES=ACROSS_PAD_BYTES, RADIX=RADIX, LEVELS=LEVELS,
                               MOMENTS_RADIX=MOMENTS_RADIX, TAP_BITS=TAP_BITS)
 
 
-TENSOR = _source(True, (LARGE, MEDIUM, SCALAR))  # float32 as tf32
-SINGLE = _source(False, (MEDIUM, SCALAR))  # float32
-DOUBLE = _source(False, (MEDIUM_DOUBLE, SCALAR))  # float64
+TENSOR = _source(True, (LARGE, MEDIUM, SCALAR, WIDE, NARROW))  # float32 as tf32
+SINGLE = _source(False, (MEDIUM, SCALAR, NARROW))  # float32
+DOUBLE = _source(False, (MEDIUM_DOUBLE, SCALAR, NARROW))  # float64
 
 
 def im2col(x, g, buffers):
@@ -120,7 +123,8 @@ def _plan(op, dtype, g, images, inputs, outputs, aligned, moments, tensor, multi
     lanes = 16 // size
     vector = aligned and outputs % lanes == 0 and (op == "CONV_DX" or inputs % lanes == 0)
     if not vector:
-        tile = SCALAR
+        *_, row_tiles, columns = _units(op, size, g, images, inputs, outputs, SCALAR)
+        tile = WIDE if tensor and op in OF_TILE[WIDE] and row_tiles > 1 and columns > SCALAR.columns else SCALAR
     elif op == "CONV_DX" and g.stride**2 * inputs <= NARROW.columns and not moments:
         op = "CONV_DX_ALL"
         tile = NARROW
