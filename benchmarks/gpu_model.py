@@ -42,7 +42,8 @@ INSTRUCTIONS = {
     "CONV_DX": {"LARGE": 251, "MEDIUM": 187, "SCALAR": 276},
     "CONV_DW": {"LARGE": 425, "MEDIUM": 298, "SCALAR": 465, "WIDE": 751}, "CONV_DX_ALL": {"NARROW": 197}}
 MIX = 292  # of the kernel mix for one tile of its contraction
-LATENCY = {"LARGE": 900, "MEDIUM": 700, "SCALAR": 700, "WIDE": 900, "NARROW": 600}  # cycles of a unit of one block alone
+# Cycles of a unit of one block alone
+LATENCY = {"LARGE": 900, "MEDIUM": 700, "SCALAR": 700, "WIDE": 900, "NARROW": 600}
 MIX_LATENCY = 1100  # of such a tile
 MIX_BLOCKS = 4  # of a multiprocessor, by its registers
 

@@ -28,8 +28,8 @@ POINT = Geometry(1, 1, 1, 1)
 # Rows and columns of a block and of a warp; loads of 16 bytes, or of one value where channels do not come in fours;
 # blocks per multiprocessor that its registers allow. LARGE keeps tensor cores busiest, MEDIUM has more blocks for small
 # products, SCALAR takes any shape, WIDE is for many pixels of 3 channels, whose single values would be copied into
-# several SCALAR tiles, NARROW for the few columns of CONV_DX_ALL. A MEDIUM tile of doubles takes the registers of a LARGE
-# one.
+# several SCALAR tiles, NARROW for the few columns of CONV_DX_ALL. A MEDIUM tile of doubles takes the registers of a
+# LARGE one.
 Tile = namedtuple("Tile", "rows columns warp_rows warp_columns vector blocks")
 LARGE = Tile(128, 64, 64, 32, True, 2)
 MEDIUM = Tile(64, 64, 32, 32, True, 3)
