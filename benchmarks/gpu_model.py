@@ -1,18 +1,23 @@
 """How long a training step takes on an H100 on paper, launch by launch: python benchmarks/gpu_model.py --launches
 
+With --measured benchmarks/results/gpu-NAME.json, what gpu_step.py measured stands beside.
+
 A launch takes a time that does not depend on what runs beside it (its start, dependent reads, last blocks), and then
 has work, for which it shares the multiprocessors or the memory. Instructions were counted in compiled code; the other
-constants are usual for the card. Nothing here is measured.
+constants are usual for the card. None of them is measured.
 """
 
 import argparse
+import json
 import math
 import re
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import roofline
 from gpu_step import BATCHES, trainer
+from gpu_trace import Kernel
 from launches import Recorder, ops_on
 from readme import README, table, write_between
 from roofline import FLOAT
@@ -273,11 +278,37 @@ def ladder():
     return table(["", "us, estimated"], rows)
 
 
+def timeline(path, batch):
+    """The Kernels of a step that gpu_step.py measured."""
+    steps = json.loads(path.read_text())["steps"]
+    found = [step["timeline"] for step in steps if step["batch"] == batch and "timeline" in step]
+    return [Kernel(name, tuple(grid), start, us) for name, grid, start, us in found[0]] if found else []
+
+
+def beside(launches, times, kernels):
+    """Print each launch on paper and measured, paired by kernel and grid in the order of their starts.
+
+    What is on paper begins when the launch ahead has ended, what is measured when the kernel runs.
+    """
+    left = list(kernels)
+    for launch, at in sorted(zip(launches, times, strict=True), key=lambda pair: pair[1].start):
+        grid = (*launch.grid, 1, 1)[:3]
+        same = [kernel for kernel in left if (kernel.name, kernel.grid) == (launch.name, grid)]
+        text = "not measured"
+        if same:
+            left.remove(same[0])
+            text = f"{same[0].start:7.1f} for {same[0].us:5.1f}"
+        print(f"{at.start:7.1f} for {at.end - at.start:5.1f} us on paper, {text:>17}  {launch.name} {launch.grid}")
+    for kernel in left:
+        print(f"not on paper: {kernel.start:.1f} for {kernel.us:.1f} us  {kernel.name} {kernel.grid}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--sigma", type=sigma, default=1.0)
     parser.add_argument("--launches", action="store_true", help="list each of them")
+    parser.add_argument("--measured", type=Path, help="gpu_step.py's results, to list beside them")
     parser.add_argument("--write", action="store_true", help="write the table of docs/kernels.md")
     args = parser.parse_args()
     if args.write:
@@ -285,7 +316,9 @@ def main():
     for batch in args.batch:
         launches = step(batch, args.sigma)
         times = schedule(launches)
-        if args.launches:
+        if args.measured:
+            beside(launches, times, timeline(args.measured, batch))
+        elif args.launches:
             for launch, at in zip(launches, times, strict=True):
                 print(f"{at.start:7.1f} to {at.end:7.1f} us: {at.end - at.start:5.1f}  {launch.name} {launch.grid}")
         end = max(at.end for at in times)

@@ -1,8 +1,11 @@
 """What gpu_step.py measured, as the README's text."""
 
+import statistics
+
 from readme import table
 
-COLUMNS = {"minivae": "minivae", "channels_last": "PyTorch eager, channels_last", "compile": "torch.compile",
+COLUMNS = {"minivae": "minivae", "in turn": "minivae, no launch begins early",
+           "channels_last": "PyTorch eager, channels_last", "compile": "torch.compile",
            "max-autotune": "torch.compile, max-autotune, CUDA graphs",
            "graph": "torch.compile, the whole step with Adam in one CUDA graph"}
 
@@ -17,6 +20,12 @@ def report(results):
         text += ["Milliseconds for an update, tf32:", table([*head, "launches"], [
             [str(step["batch"]), *cells(step["ms"], columns, ".3f"), str(step.get("launches", "-"))]
             for step in results["steps"]])]
+        text += ["Microseconds of an update in which a kernel runs, by a profile:", table(head, [
+            [str(step["batch"]), *cells(step["busy_us"], columns, ".0f")] for step in results["steps"]])]
+        clocks = [clock for step in results["steps"] for clock in step["clocks_mhz"] if clock]
+        if clocks:
+            text.append(f"The multiprocessors' clock after each round: {statistics.median(clocks):.0f} MHz, from "
+                        f"{min(clocks)} to {max(clocks)}.")
         text += ["Peak memory, the data set not counted, MB:", table(head, [
             [str(step["batch"]), *cells(step["peak_mb"], columns, ".0f")] for step in results["steps"]])]
     if results["run"]:

@@ -4,20 +4,26 @@
 
 writes benchmarks/results/gpu-NAME.json and the README's tables. Every number is a median over rounds in which the
 candidates take turns, timed with CUDA events in one process. PyTorch's batches and noise are made beforehand; minivae's
-are part of its step. Both may use tf32; PyTorch's cuDNN searches for its fastest algorithm. Each part is written when
-it is there, and what is measured on one day with the same versions adds up: --parts run, then --parts products, ...
+are part of its step. Both may use tf32; PyTorch's cuDNN searches for its fastest algorithm. How long the GPU is busy in
+a step comes from a profile of some steps, taken after the timing. Each part is written when it is there, and what is
+measured on one day with the same versions adds up: --parts run, then --parts products, ...
 """
 
 import argparse
 import datetime
 import gc
 import json
+import math
 import re
 import statistics
+import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
+import gpu_trace
 import numpy as np
 import roofline
 from gpu_report import COLUMNS, report
@@ -35,6 +41,7 @@ ROUNDS, WARM_UP = 15, 20
 REPEATS = 20  # calls of a product in the graph that is timed
 UPDATES = 50_000  # the reference's run
 PARTS = "run", "products", "steps"
+MINE = "minivae", "in turn"  # the columns that are not PyTorch's
 
 
 def main(arguments):
@@ -94,21 +101,23 @@ def earlier(path, head):
 
 
 def parts(results, args, peaks):
-    """[(what, a function that measures it and puts it into results)]"""
+    """(what, a function that measures it and puts it into results), each made when the one before has run."""
+    for part in args.parts:
+        if part == "run":
+            yield "the run", lambda: results.update(run=whole_run(args.updates))
+        elif part == "products":
+            yield "products", lambda: results.update(products=products(args.batch[0], peaks))
+        else:
+            for batch in args.batch:
+                timers = {}
+                yield f"steps of {batch}", partial(put_steps, results, batch, args.columns, timers)
+                if timers:  # apart: the times are written by now, should the profiler be missing or fail
+                    yield f"profile of {batch}", partial(profile, results, batch, timers)
 
-    def run():
-        results["run"] = whole_run(args.updates)
 
-    def alone():
-        results["products"] = products(args.batch[0], peaks)
-
-    def at(batch):
-        others = [step for step in results["steps"] if step["batch"] != batch]
-        results["steps"] = sorted([*others, steps(batch, args.columns)], key=lambda step: step["batch"])
-
-    chosen = {"run": [("the run", run)], "products": [("products", alone)],
-              "steps": [(f"steps of {batch}", lambda batch=batch: at(batch)) for batch in args.batch]}
-    return [job for part in args.parts for job in chosen[part]]
+def put_steps(results, batch, columns, timers):
+    others = [step for step in results["steps"] if step["batch"] != batch]
+    results["steps"] = sorted([*others, steps(batch, columns, timers)], key=lambda step: step["batch"])
 
 
 # The step
@@ -122,26 +131,47 @@ def trainer(batch, steps=100, ops=cuda_ops, sigma=1.0):
     return Trainer(config, images, ops)
 
 
-def steps(batch, columns):
-    """{column: ms}, {column: peak_mb} and how many kernels minivae launches, of one batch size.
+def steps(batch, columns, timers):
+    """{column: ms}, {column: peak_mb}, the clock of each round and the number of minivae's launches, of one batch size.
 
-    A column that cannot be made, since PyTorch's compiler fails or memory does not suffice, is in `failed` with the
-    reason; the others are measured all the same.
+    timers gets {column: its timer}. A column that cannot be made, since PyTorch's compiler fails or memory does not
+    suffice, is in `failed` with the reason; the others are measured all the same.
     """
     import torch
 
     torch.compiler.reset()  # or else another batch size would be compiled for any size
-    found = {"batch": batch, "ms": {}, "peak_mb": {}, "failed": {}}
-    candidates = {}
+    found = {"batch": batch, "ms": {}, "peak_mb": {}, "busy_us": {}, "clocks_mhz": [], "failed": {}}
     for column in columns:
         try:
-            candidates[column] = (mine if column == "minivae" else torch_step)(batch, column, found)
+            timers[column] = (mine if column in MINE else torch_step)(batch, column, found)
         except failures() as e:
             found["failed"][column] = f"{type(e).__name__}: {e}"[:2000]
             print(f"error: {column} at batch {batch}: {found['failed'][column]}", file=sys.stderr, flush=True)
-    for column, timings in take_turns(candidates).items():
+    for column, timings in take_turns(timers, lambda: found["clocks_mhz"].append(clock())).items():
         found["ms"][column] = statistics.median(timings)
     return found
+
+
+def profile(results, batch, timers):
+    """Add to what steps() found {column: busy_us}, and minivae's launches as the timeline."""
+    found = next(step for step in results["steps"] if step["batch"] == batch)
+    for column, timer in timers.items():
+        calls = gpu_trace.trace(lambda timer=timer: timer(1))
+        found["busy_us"][column] = statistics.median(map(gpu_trace.busy, calls))
+        if column == "minivae":
+            found["timeline"] = gpu_trace.medians(calls)
+
+
+def clock():
+    """MHz of the multiprocessors at this moment, or None where nvidia-smi does not tell."""
+    import cupy
+
+    command = ["nvidia-smi", f"--id={cupy.cuda.runtime.deviceGetPCIBusId(0)}", "--query-gpu=clocks.sm",
+               "--format=csv,noheader,nounits"]
+    try:
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
 
 
 def mine(batch, column, found):
@@ -152,19 +182,15 @@ def mine(batch, column, found):
     pool.free_all_blocks()
     before = pool.total_bytes()
     t = trainer(batch)
-    launch, count = cuda_module.Source.launch, 0
-
-    def counted(*args, **options):
-        nonlocal count
-        count += 1
-        return launch(*args, **options)
-
     t.step()
-    cuda_module.Source.launch = counted
-    t.device_step()
-    cuda_module.Source.launch = launch
+    launch = cuda_module.Source.launch
+    with mock.patch.object(cuda_module.Source, "launch", autospec=True, side_effect=launch) as counted:
+        t.device_step()
     t.adam.t[...] = t.step_count
-    found["launches"] = count
+    found["launches"] = counted.call_count
+    early = cuda_module.EARLY_LAUNCHES if column == "minivae" else math.inf
+    with mock.patch.object(cuda_module, "EARLY_LAUNCHES", early):
+        t.step()  # which is recorded
     peak = pool.total_bytes() - before  # the pool keeps all that it ever had
     found["peak_mb"][column] = (peak - t.batches.device_images.nbytes) / 1e6
     return cupy_timer(t.step)
@@ -218,7 +244,7 @@ def torch_timer(call):
     return timer
 
 
-def take_turns(timers, calls=50):
+def take_turns(timers, after_round=lambda: None, calls=50):
     """{name: [milliseconds of each round]}: in every round each has its turn, after a warm-up."""
     found = {name: [] for name in timers}
     for timer in timers.values():
@@ -226,6 +252,7 @@ def take_turns(timers, calls=50):
     for _ in range(ROUNDS):
         for name, timer in timers.items():
             found[name].append(timer(calls))
+        after_round()
     return found
 
 

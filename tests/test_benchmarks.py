@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import gpu_step
+import gpu_trace
 import lattice
 import numpy as np
 import pictures
@@ -78,20 +79,24 @@ def test_turns_alternate(monkeypatch):
     monkeypatch.setattr(gpu_step, "ROUNDS", 3)
     order = []
     timers = {name: lambda calls, name=name: order.append((name, calls)) or 1.0 for name in "ab"}
-    assert gpu_step.take_turns(timers, calls=7) == {"a": [1.0] * 3, "b": [1.0] * 3}
+    rounds = []
+    found = gpu_step.take_turns(timers, lambda: rounds.append(len(order)), calls=7)
+    assert found == {"a": [1.0] * 3, "b": [1.0] * 3} and rounds == [4, 6, 8]
     assert order == [("a", gpu_step.WARM_UP), ("b", gpu_step.WARM_UP)] + 3 * [("a", 7), ("b", 7)]
 
 
 def test_the_readme_takes_the_tables(tmp_path):
     (tmp_path / "README.md").write_text("above\n<!-- gpu -->\nNot yet measured.\n<!-- /gpu -->\nbelow\n")
     step = {"batch": 64, "ms": {"minivae": 0.25, "compile": 0.5}, "peak_mb": {"minivae": 100, "compile": 200.4},
-            "launches": 70, "failed": {"max-autotune": "RuntimeError: none"}}
+            "busy_us": {"minivae": 225.4}, "clocks_mhz": [1755, None, 1980, 1900], "launches": 70,
+            "failed": {"max-autotune": "RuntimeError: none"}}
     row = {"name": "gen/tconv1", "pass": "dw", "batch": 64, "minivae": 10.0, "cudnn": 12.5, "floor": None}
     text = gpu_step.report({"card": "CARD", "date": "DAY", "cupy": "14", "torch": "2", "cudnn": 9, "steps": [step],
                             "products": [row], "run": {"updates": 50_000, "batch": 64, "seconds": 12.34}})
     readme.write_between("gpu", text, tmp_path / "README.md")
     written = (tmp_path / "README.md").read_text()
     for line in ("| 64 | 0.250 | 0.500 | - | 70 |", "| 64 | 100 | 200 | - |",
+                 "| 64 | 225 | - | - |", "1900 MHz, from 1755 to 1980",
                  "| gen/tconv1 | dw | 10.0 | 12.5 | 1.25 | - |", "50,000 updates of batch 64", "12.3 s"):
         assert line in written
     assert "Not yet measured" not in written and written.startswith("above") and written.endswith("below\n")
@@ -120,11 +125,27 @@ def test_parts_are_measured_one_by_one(monkeypatch, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(old))
     assert gpu_step.earlier(tmp_path / "a.json", head) == old
     assert gpu_step.earlier(tmp_path / "a.json", head | {"date": "NEXT"}) == results(date="NEXT")
-    monkeypatch.setattr(gpu_step, "steps", lambda batch, columns: {"batch": batch, "new": True})
+    monkeypatch.setattr(gpu_step, "steps", lambda batch, columns, timers: {"batch": batch, "new": True})
     arguments = SimpleNamespace(parts=["steps"], batch=[64, 1024], columns=[])
     for _, measure in gpu_step.parts(old, arguments, None):
         measure()
     assert [(step["batch"], "new" in step) for step in old["steps"]] == [(64, True), (256, False), (1024, True)]
+
+
+def test_a_profile_adds_to_the_times(monkeypatch):
+    def steps(batch, columns, timers):
+        timers["minivae"] = len
+        return {"batch": batch, "busy_us": {}}
+
+    monkeypatch.setattr(gpu_step, "steps", steps)
+    monkeypatch.setattr(gpu_trace, "trace", lambda call: 2 * [[gpu_trace.Kernel("add", (1, 1, 1), 10.0, batch)]])
+    found = results()
+    arguments = SimpleNamespace(parts=["steps"], batch=[64, 256], columns=["minivae"])
+    for name, measure in gpu_step.parts(found, arguments, None):
+        batch = int(name.split()[-1])
+        measure()
+    assert [step["busy_us"]["minivae"] for step in found["steps"]] == [64, 256]
+    assert found["steps"][1]["timeline"] == [("add", (1, 1, 1), 0, 256)]
 
 
 def test_what_fails_does_not_lose_the_rest(monkeypatch, capsys):
@@ -134,8 +155,11 @@ def test_what_fails_does_not_lose_the_rest(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(compiler=SimpleNamespace(reset=lambda: None)))
     monkeypatch.setattr(gpu_step, "torch_step", fail)
     monkeypatch.setattr(gpu_step, "mine", lambda *_: lambda calls: 0.25)
-    found = gpu_step.steps(64, ["minivae", "compile"])
+    monkeypatch.setattr(gpu_step, "clock", lambda: 1755)
+    timers = {}
+    found = gpu_step.steps(64, ["minivae", "compile"], timers)
     assert found["ms"] == {"minivae": 0.25} and found["failed"] == {"compile": "RuntimeError: no compiler"}
+    assert list(timers) == ["minivae"] and found["clocks_mhz"] == gpu_step.ROUNDS * [1755]
     assert "error: compile at batch 64: RuntimeError: no compiler" in capsys.readouterr().err
 
 
