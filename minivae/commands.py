@@ -93,7 +93,9 @@ def sample(args):
     if vae.label.classes and label is None:
         print(f"{figures.GRID_COLUMNS} images of each label in turn:", ", ".join(run.config.label_names))
     if "out" in args:
-        export.export(args.out, model.sample(count, args.seed, args.noise, label))
+        numbers = figures.sample_labels(vae, count, number)
+        names = None if numbers is None else [run.config.label_names[number] for number in numbers]
+        export.export(args.out, model.sample(count, args.seed, args.noise, label), names)
         print(args.out)
         return
     name = "samples-noise" if args.noise else "samples"

@@ -155,7 +155,8 @@ def sample_options(p):
                    help="draw images from p(x|z), instead of showing its mean; samples-noise.png has each row of "
                         "means above that of its draws")
     p.add_argument("--out", type=path, metavar="FOLDER|FILE.npz", default=argparse.SUPPRESS,
-                   help="write each image as a PNG file into a new folder, or all as an array, and no picture")
+                   help="write each image as a PNG file into a new folder, or all as an array, and no picture; with "
+                        "the labels, where the run has some")
 
 
 def interpolate_options(p):

@@ -9,11 +9,12 @@ import pytest
 from test_cli import png, refused, run
 from test_train import config
 
+import minivae
 from minivae.density import card
 from minivae.density import labels as density_labels
 from minivae.density.estimates import Model, scaled
 from minivae.errors import UserError
-from minivae.images import data, labels, stream
+from minivae.images import data, export, given, labels, stream
 from minivae.images.data import Dataset, Split
 from minivae.noise import Noise, numbered
 from minivae.training import checkpoint, figures, finite
@@ -216,8 +217,19 @@ def test_commands_of_a_run_with_labels(trained):
     for command in ("reconstruct", "interpolate", "traverse", "encode"):
         done = run(command, "run", cwd=trained)
         assert done.returncode == 0, done.stderr
+    for out in ("drawn", "drawn.npz"):
+        assert run("sample", "run", "--count", 25, "--out", out, cwd=trained).stdout.endswith(f"dog\n{out}\n")
+        split = given.read(trained / out, (8, 8, 1), None, False)
+        np.testing.assert_array_equal(labels.places(split, ["cat", "dog"]), [0] * 20 + [1] * 5)
+        np.testing.assert_array_equal(split.images, minivae.load(trained / "run").sample(25))
     done = run("resume", "run", "--steps", 32, cwd=trained)
     assert done.returncode == 0 and "going on from step 30" in done.stdout
+
+
+@pytest.mark.parametrize("label, name", [("a b", "a b"), ("\u00e9", "\u00e9"), ("a/b", "a%2Fb"), ("..", "%2E%2E")])
+def test_a_folder_for_each_label(tmp_path, label, name):
+    export.export(tmp_path, np.zeros((1, 8, 8, 1), np.uint8), [label])
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.png")] == [f"{name}/0.png"]
 
 
 def test_mistakes_with_labels(trained, tmp_path):
