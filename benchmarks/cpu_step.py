@@ -2,13 +2,16 @@
 
     pip install -r requirements.txt torch && python benchmarks/cpu_step.py
 
-writes benchmarks/results/cpu.json and the table in docs/results.md. A step is forward, backward and Adam of the
-reference's model in float32, batch 64. Every row is a process of its own with as many threads as there are cores; they
-take turns, and only one works at a time. torch.compile needs a C++ compiler.
+writes benchmarks/results/cpu-PROCESSOR.json, and the tables in docs/results.md from what was measured on each
+processor. A step is forward, backward and Adam of the reference's model in float32, batch 64. Every row is a process of
+its own with as many threads as there are cores; they take turns, and only one works at a time. torch.compile needs a
+C++ compiler.
 """
 
+import datetime
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -21,7 +24,7 @@ import machine
 from cpu_worker import BATCH, BATCHES, LATENTS
 from readme import RESULTS_PAGE, table, write_between
 
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
+RESULTS = Path(__file__).parent / "results"
 WORKER = Path(__file__).with_name("cpu_worker.py")
 COLUMNS = {"minivae": "minivae", "eager": "PyTorch eager, NCHW", "channels_last": "PyTorch eager, channels last",
            "compile": "torch.compile"}
@@ -81,22 +84,25 @@ def compare(cache):
 
 def main():
     with tempfile.TemporaryDirectory() as cache:  # empty, so that torch.compile compiles
-        results = {"machine": run("describe", cache=cache), "torch": version("torch"),
-                   "losses": run("agree", cache=cache)}
+        results = {"date": datetime.date.today().isoformat(), "machine": run("describe", cache=cache),
+                   "torch": version("torch"), "losses": run("agree", cache=cache)}
         for mine, theirs in results["losses"]:
             if abs(mine - theirs) > 1e-3 * theirs:
                 raise SystemExit(f"error: the two models differ, their losses are {mine} and {theirs}")
         results |= {"gflop": run("floating_point_operations", cache=cache) / 1e9, "parts_ms": run("parts", cache=cache),
                     "growth_ms": run("growth", cache=cache), "columns": compare(cache)}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    text = report(results)
-    write_between("cpu", text, RESULTS_PAGE)
-    print(text)
+    about = results["machine"]
+    name = "-".join(str(about[key]) for key in ("processor", "family", "model", "vectors"))
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"cpu-{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    every = [report(json.loads(path.read_text())) for path in sorted(RESULTS.glob("cpu-*.json"))]
+    write_between("cpu", "\n\n".join(every), RESULTS_PAGE)
+    print(report(results))
 
 
 def report(results):
-    """The page's text."""
+    """The page's text on one processor."""
     about, columns = results["machine"], results["columns"]
     best = min((c for name, c in columns.items() if name != "minivae"), key=lambda c: c["step_ms"])
     mine = columns["minivae"]
@@ -109,11 +115,12 @@ def report(results):
     by_batch = ", ".join(f"{grown[f'batch {n}'] / n:.2f} at {n}" for n in BATCHES)
     by_latent = ", ".join(f"{grown[f'latent {n}']:.0f} at {n}" for n in LATENTS)
     return "\n\n".join([
+        f"### {about['processor']}, {about['vectors']}",
         table(["", "ms per step", "times minivae's", "peak memory, MB", "s to the first step's end"], rows),
         f"minivae is {best['step_ms'] / mine['step_ms']:.2f} times as fast as the fastest other, with "
-        f"{100 * mine['peak_mb'] / best['peak_mb']:.0f} % of its memory. {about['processor']} family "
-        f"{about['family']} model {about['model']} ({about['vectors']}), {about['cores']} cores, {about['blas']} with "
-        f"its {about['blas_kernel']} kernel, NumPy {about['numpy']}, PyTorch {results['torch']}; batch {BATCH}.",
+        f"{100 * mine['peak_mb'] / best['peak_mb']:.0f} % of its memory. Family {about['family']} model "
+        f"{about['model']}, {about['cores']} cores, {about['blas']} with its {about['blas_kernel']} kernel, NumPy "
+        f"{about['numpy']}, PyTorch {results['torch']}, {results['date']}; batch {BATCH}.",
         f"Done as they are written, a step's {results['gflop']:.1f} GFLOP of products would take {floor:.0f} ms at the "
         f"{about['sgemm_gflops']:.0f} GFLOP/s that large products reach here. Most convolutions of minivae need fewer "
         "multiplications (numpy_toom_cook.py), so its products take less. The parts of a step, in ms, were measured in "
