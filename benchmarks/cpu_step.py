@@ -123,8 +123,8 @@ def report(results):
         f"{about['numpy']}, PyTorch {results['torch']}, {results['date']}; batch {BATCH}.",
         f"Done as they are written, a step's {results['gflop']:.1f} GFLOP of products would take {floor:.0f} ms at the "
         f"{about['sgemm_gflops']:.0f} GFLOP/s that large products reach here. Most convolutions of minivae need fewer "
-        "multiplications (numpy_toom_cook.py), so its products take less. The parts of a step, in ms, were measured in "
-        f"a run of their own, in which a measured step took {results['parts_ms']['step']:.0f} ms: "
+        "multiplications (numpy_toom_cook.py), in smaller products. The parts of a step, in ms, were measured in a run "
+        f"of their own, in which a measured step took {results['parts_ms']['step']:.0f} ms: "
         f"{', '.join(split)}.",
         f"Milliseconds per image by batch size: {by_batch}. Milliseconds per step by latent size: {by_latent}."])
 
